@@ -1,0 +1,7 @@
+"""MobileMamba for MMDetection and MMSegmentation; importing the package registers its modules."""
+
+from .backbones import MobileMamba
+from .necks import EfficientViTFPN
+from .version import __version__
+
+__all__ = ['EfficientViTFPN', 'MobileMamba', '__version__']

@@ -1,0 +1,193 @@
+"""MobileMamba as a backbone of OpenMMLab detectors and segmentors (CVPR 2025, arXiv 2411.15941)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn as nn
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from ..arch import NUM_STAGES, Arch
+from ..checkpoint import load_pretrained, prepare_backbone_state_dict
+from ..layers import ConvBN, Downsample, MobileMambaBlock
+from ..layers.conv_bn import DEFAULT_NORM, NormCfg
+from ..ops import check_backend
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """The second forward of a checkpointed block must not update the BN statistics a second time."""
+    tracking = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
+class Stage(nn.Module):
+    """Down-sampling (none in the first stage), then the blocks."""
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], with_cp: bool) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False,
+                               context_fn=lambda block=block: (nullcontext(), _statistics_kept(block)))
+            else:
+                x = block(x)
+        return x
+
+
+@MODELS.register_module()
+class MobileMamba(BaseModule):
+    """MobileMamba with multi-scale outputs.
+
+    The stem is output 0, the three stages are outputs 1, 2 and 3, of strides 16, 16, 32 and 64.
+
+    Args:
+        arch: a published variant, ``'t2'``, ``'t4'``, ``'s6'``, ``'b1'``, ``'b2'`` or ``'b4'``, or a
+            dict of the fields of :class:`Arch`.
+        in_channels: channels of the image.
+        out_indices: which outputs to return, increasing. Stages above the last are not built.
+        frozen_stages: the stem (0) and the stages up to this one take no gradient and keep their BN
+            statistics; -1 freezes nothing.
+        norm_eval: keep all BN layers in evaluation mode while training.
+        with_cp: recompute each block in the backward pass instead of keeping its activations.
+        drop_path_rate: largest drop-path probability; None takes that of the variant.
+        scan_backend: backend of :func:`mmmobilemamba.ops.selective_scan`.
+        norm_cfg: config of the batch normalisations, e.g. ``dict(type='SyncBN', requires_grad=True)``.
+        init_cfg: ``dict(type='Pretrained', checkpoint=…)`` takes a checkpoint of ours or of the
+            authors, with or without classification head; ``prefix='backbone.'`` takes the backbone
+            out of a detector's.
+
+    Attributes:
+        out_channels (tuple[int, ...]): channels of the returned feature maps.
+        out_strides (tuple[int, ...]): their strides in pixels of the image.
+
+    Raises:
+        ValueError: for an argument that is not allowed, before anything is built.
+
+    Example:
+        >>> features = MobileMamba('b1')(torch.rand(1, 3, 512, 512))
+        >>> [tuple(f.shape) for f in features]
+        [(1, 200, 32, 32), (1, 376, 16, 16), (1, 448, 8, 8)]
+    """
+
+    def __init__(self, arch: str | dict[str, Any], in_channels: int = 3,
+                 out_indices: Sequence[int] = (1, 2, 3), frozen_stages: int = -1,
+                 norm_eval: bool = False, with_cp: bool = False,
+                 drop_path_rate: float | None = None, scan_backend: str = 'auto',
+                 norm_cfg: NormCfg = DEFAULT_NORM, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        self.arch = Arch.create(arch)
+        self._check(in_channels, out_indices, frozen_stages, drop_path_rate)
+        check_backend(scan_backend)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        widths = self.arch.widths
+        self.out_channels = tuple((widths[0], *widths)[i] for i in self.out_indices)
+        self.out_strides = tuple((16, 16, 32, 64)[i] for i in self.out_indices)
+
+        self.stem = self._make_stem(in_channels, norm_cfg)
+        rate = self.arch.drop_path_rate if drop_path_rate is None else drop_path_rate
+        rates = torch.linspace(0, rate, sum(self.arch.depths)).split(self.arch.depths)
+        self.num_stages = max(self.out_indices)
+        for i in range(self.num_stages):
+            downsample = Downsample(widths[i - 1], widths[i], norm_cfg) if i else nn.Identity()
+            blocks = [self._make_block(i, drop.item(), scan_backend, norm_cfg) for drop in rates[i]]
+            self.add_module(f'stage{i + 1}', Stage(downsample, blocks, with_cp))
+        self._freeze_stages()
+
+    @staticmethod
+    def _check(in_channels: int, out_indices: Sequence[int], frozen_stages: int,
+               drop_path_rate: float | None) -> None:
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels={in_channels!r} is not allowed: an integer of at least 1')
+        allowed = range(NUM_STAGES + 1)
+        if (not isinstance(out_indices, Sequence) or not out_indices
+                or any(i not in allowed for i in out_indices)
+                or any(a >= b for a, b in pairwise(out_indices))):
+            raise ValueError(f'out_indices={out_indices!r} is not allowed: increasing integers out of '
+                             '0 (stem), 1, 2, 3 (stages), at least one')
+        if frozen_stages not in range(-1, NUM_STAGES + 1):
+            raise ValueError(f'frozen_stages={frozen_stages!r} is not allowed: -1 (none), 0 (stem), or '
+                             '1, 2, 3 (stem and the stages up to that one)')
+        if frozen_stages > max(out_indices):
+            raise ValueError(f'frozen_stages={frozen_stages} lies above the last stage that is built, '
+                             f'max(out_indices)={max(out_indices)}: lower it')
+        if drop_path_rate is not None and not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate!r} is not allowed: None, or in [0, 1)')
+
+    def _make_stem(self, in_channels: int, norm_cfg: NormCfg) -> nn.Sequential:
+        width = self.arch.widths[0]
+        layers: list[nn.Module] = []
+        for divisor in (8, 4, 2, 1):
+            layers += [ConvBN(in_channels, width // divisor, 3, stride=2, norm_cfg=norm_cfg), nn.ReLU()]
+            in_channels = width // divisor
+        return nn.Sequential(*layers[:-1])
+
+    def _make_block(self, stage: int, drop_path_rate: float, scan_backend: str,
+                    norm_cfg: NormCfg) -> MobileMambaBlock:
+        arch = self.arch
+        return MobileMambaBlock(
+            arch.widths[stage], drop_path_rate, norm_cfg, kernel_size=arch.kernel_sizes[stage],
+            global_ratio=arch.global_ratios[stage], local_ratio=arch.local_ratios[stage],
+            expansion=arch.ssm_expansion, d_state=arch.d_state, wavelet=arch.wavelet,
+            wavelet_levels=arch.wavelet_levels, scan_backend=scan_backend)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The stem and the stages that are built, in order: ``stages[i]`` makes output i."""
+        return [self.stem, *(getattr(self, f'stage{i + 1}') for i in range(self.num_stages))]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, in_channels, H, W) images → one map (B, C_i, H_i, W_i) per entry of ``out_indices``."""
+        outputs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                outputs.append(x)
+        return tuple(outputs)
+
+    def init_weights(self) -> None:
+        """Load what ``init_cfg`` names, all of it or not at all; without it, keep the initial values."""
+        if self.init_cfg and self.init_cfg['type'] == 'Pretrained':
+            load_pretrained(self, self.init_cfg['checkpoint'], self.init_cfg.get('prefix', ''))
+            self._is_init = True
+        else:
+            super().init_weights()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        prepare_backbone_state_dict(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _freeze_stages(self) -> None:
+        for stage in self.stages[:self.frozen_stages + 1]:
+            stage.eval()
+            stage.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'MobileMamba':
+        """Set training mode; frozen stages, and with ``norm_eval`` all BN layers, stay in eval mode."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self

@@ -1,0 +1,310 @@
+"""Checkpoints: the authors' layout and ours, loaded whole or refused, and never executed.
+
+The authors' key names live in this module only.
+"""
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
+
+from .arch import ARCHS, NUM_STAGES
+from .layers import wavelet_filters
+
+StateDict = dict[str, Tensor]
+
+# What training checkpoints keep their weights under, best first: the authors report the results of
+# the averaged copy, `net_E`.
+CONTAINERS = ('net_E', 'net', 'state_dict', 'model')
+_CLASSIFIER = ('head.', 'head_dist.')
+_AUTHORS_KEY = re.compile(r'(patch_embed|blocks\d)\.')
+_FILTER_KEY = re.compile(r'(.*global_op\.)i?wt_filter$')
+_SUBBAND_KEY = re.compile(r'wavelet\.(convs|scales)\.')
+
+# Our key → the authors', by substitutions in this order.
+_TO_AUTHORS = tuple((re.compile(pattern), new) for pattern, new in (
+    (r'^stem\.(\d)\.conv', r'patch_embed.\1.c'),
+    (r'^stem\.', 'patch_embed.'),
+    (r'^stage(\d)\.downsample\.dw_in', r'blocks\1.0.0.m'),
+    (r'^stage(\d)\.downsample\.ffn_in', r'blocks\1.0.1.m'),
+    (r'^stage(\d)\.downsample\.merge\.expand', r'blocks\1.1.conv1'),
+    (r'^stage(\d)\.downsample\.merge\.dw', r'blocks\1.1.conv2'),
+    (r'^stage(\d)\.downsample\.merge\.project', r'blocks\1.1.conv3'),
+    (r'^stage(\d)\.downsample\.merge\.se', r'blocks\1.1.se'),
+    (r'^stage(\d)\.downsample\.dw_out', r'blocks\1.2.0.m'),
+    (r'^stage(\d)\.downsample\.ffn_out', r'blocks\1.2.1.m'),
+    (r'^stage(\d)\.blocks', r'blocks\1'),
+    (r'\.dw_in\.', '.dw0.m.'), (r'\.dw_out\.', '.dw1.m.'),
+    (r'\.ffn_in\.', '.ffn0.m.'), (r'\.ffn_out\.', '.ffn1.m.'),
+    (r'\.expand\.', '.pw1.'), (r'\.reduce\.', '.pw2.'),
+    (r'\.mixer\.proj\.', '.mixer.m.attn.proj.1.'),
+    (r'\.mixer\.local_branch\.', '.mixer.m.attn.local_op.'),
+    (r'\.mixer\.global_branch\.', '.mixer.m.attn.global_op.'),
+    (r'\.dwconv\.', '.dwconv3x3.'), (r'\.pointwise\.', '.dwconv1x1.'),
+    (r'\.ss2d\.conv\.', '.global_atten.conv2d.'), (r'\.ss2d\.', '.global_atten.'),
+    (r'\.wavelet\.convs\.', '.wavelet_convs.'),
+    (r'\.wavelet\.scales\.(\d+)$', r'.wavelet_scale.\1.weight'),
+    (r'\.base_scale$', '.base_scale.weight'),
+    (r'\.A_log$', '.A_logs'), (r'\.D$', '.Ds'), (r'\.dt_proj_', '.dt_projs_'),
+    (r'\.conv\.', '.c.'),
+))
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)`` read the few harmless classes that mmengine's files hold.
+
+    Without it, torch ≥ 2.6 refuses to resume from the checkpoints that mmengine itself writes: their
+    message hub keeps the logged scalars in ``HistoryBuffer`` objects made of numpy arrays.
+    """
+    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 knows no allow-list
+        return
+    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
+    dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
+    torch.serialization.add_safe_globals([
+        HistoryBuffer, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar,
+        # Files written under numpy 1 name the same functions by their old module.
+        (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+        (multiarray.scalar, 'numpy.core.multiarray.scalar'), *dtypes])
+
+
+def authors_key(key: str) -> str:
+    """The authors' name of one of the backbone's tensors (their layout of a classification file)."""
+    for pattern, new in _TO_AUTHORS:
+        key = pattern.sub(new, key)
+    # Their later stages count the three modules of the down-sampling as blocks 0, 1 and 2.
+    block = re.match(r'blocks([23])\.(\d+)\.(?=dw|ffn|mixer)', key)
+    if block:
+        key = f'blocks{block[1]}.{int(block[2]) + 3}.{key[block.end():]}'
+    return key
+
+
+def _swap_subbands(key: str, tensor: Tensor, to_authors: bool) -> Tensor:
+    """Sub-band by sub-band (ours) ↔ channel by channel (theirs), where the tensor has sub-bands."""
+    if not _SUBBAND_KEY.search(key):
+        return tensor
+    dim = 1 if '.scales.' in key else 0
+    channels = tensor.shape[dim] // 4
+    grouped = tensor.unflatten(dim, (4, channels) if to_authors else (channels, 4))
+    return grouped.transpose(dim, dim + 1).flatten(dim, dim + 1).contiguous()
+
+
+def is_authors_layout(keys: Iterable[str]) -> bool:
+    """Whether any of a backbone's keys is named as in the authors' files."""
+    return any(_AUTHORS_KEY.match(key) for key in keys)
+
+
+def to_authors_layout(state_dict: StateDict, wavelet: str = 'haar') -> StateDict:
+    """A backbone's state dict in the authors' layout, with the constant wavelet filters it carries."""
+    converted = {}
+    for key, tensor in state_dict.items():
+        name = authors_key(key)
+        converted[name] = _swap_subbands(key, tensor, to_authors=True)
+        match = re.match(r'(.*global_op\.)wavelet_convs\.0\.weight$', name)
+        if match:
+            for kind, filters in zip(('wt', 'iwt'), wavelet_filters(wavelet), strict=True):
+                constant = filters.repeat(tensor.shape[0] // 4, 1, 1)[:, None]
+                converted[f'{match[1]}{kind}_filter'] = constant.to(tensor.dtype)
+    return converted
+
+
+def from_authors_layout(state_dict: StateDict, native_keys: Iterable[str],
+                        wavelet: str = 'haar') -> tuple[StateDict, list[str]]:
+    """A backbone's state dict in our layout.
+
+    Args:
+        state_dict: tensors named as the authors name them.
+        native_keys: the keys of the backbone that is to be filled; stages it lacks are left out.
+        wavelet: the wavelet of that backbone; the file's filters must be the same.
+
+    Returns:
+        The converted tensors (those that match nothing keep their name), and the keys knowingly left
+        out: classification head, stages that are not built, constant filters.
+
+    Raises:
+        CheckpointError: when the file was made with another wavelet.
+    """
+    native = {authors_key(key): key for key in native_keys}
+    built = {match[1] for match in map(_AUTHORS_KEY.match, native) if match}
+    converted, dropped = {}, []
+    for name, tensor in state_dict.items():
+        stage = _AUTHORS_KEY.match(name)
+        if name in native:
+            converted[native[name]] = _swap_subbands(native[name], tensor, to_authors=False)
+        elif name.startswith(_CLASSIFIER) or (stage and stage[1] not in built and stage[1] in (
+                f'blocks{i + 1}' for i in range(NUM_STAGES))):
+            dropped.append(name)
+        elif _FILTER_KEY.match(name):
+            constant = wavelet_filters(wavelet)[name.endswith('iwt_filter')]
+            if (tensor.shape[2:] != constant.shape[1:]
+                    or not torch.allclose(tensor[:4, 0].float(), constant, atol=1e-3)):
+                raise CheckpointError(f'{name} of the checkpoint is not the filter of the model\'s '
+                                      f'wavelet {wavelet!r}; build the model with that wavelet')
+            dropped.append(name)
+        else:
+            converted[name] = tensor
+    return converted, dropped
+
+
+def guess_arch(state_dict: StateDict) -> str | None:
+    """Name(s) of the published variant whose widths and depths a backbone's state dict has."""
+    tensors = state_dict if is_authors_layout(state_dict) else {
+        authors_key(key): value for key, value in state_dict.items()}
+    widths, depths = [], []
+    for stage in range(1, NUM_STAGES + 1):
+        blocks = {int(m[1]) for m in (re.match(rf'blocks{stage}\.(\d+)\.ffn1\.', k) for k in tensors)
+                  if m}
+        sample = tensors.get(f'blocks{stage}.{min(blocks, default=0)}.ffn1.m.pw2.c.weight')
+        if sample is None:
+            return None
+        widths.append(sample.shape[0])
+        depths.append(len(blocks))
+    names = [name for name, arch in ARCHS.items()
+             if arch.widths == tuple(widths) and arch.depths == tuple(depths)]
+    return '/'.join(names) or None
+
+
+def describe_misfit(expected: StateDict, given: StateDict, shown: int = 8) -> str:
+    """What keeps ``given`` from filling ``expected`` exactly, key by key; empty where nothing does."""
+    def listed(kind: str, keys: list[str]) -> str:
+        more = f', … {len(keys) - shown} more' if len(keys) > shown else ''
+        return f'{len(keys)} {kind}: {", ".join(keys[:shown])}{more}'
+
+    problems = {
+        'keys of the model are not in the checkpoint': [k for k in expected if k not in given],
+        'keys of the checkpoint are not in the model': [k for k in given if k not in expected],
+        'tensors have another shape': [
+            f'{k} ({tuple(given[k].shape)} in the checkpoint, {tuple(v.shape)} in the model)'
+            for k, v in expected.items() if k in given and given[k].shape != v.shape],
+    }
+    return '\n'.join(listed(kind, keys) for kind, keys in problems.items() if keys)
+
+
+def prepare_backbone_state_dict(model: nn.Module, state_dict: StateDict, prefix: str = '') -> None:
+    """Bring the backbone's part of a state dict into our layout, in place, or refuse it.
+
+    Called by :class:`MobileMamba` whenever PyTorch or mmengine loads a state dict, so that no way of
+    loading leaves tensors at random values unnoticed.
+
+    Args:
+        model: the :class:`MobileMamba` to be filled.
+        state_dict: tensors of the backbone, or of a model that holds it under ``prefix``.
+        prefix: where the backbone's keys begin, e.g. ``'backbone.'``.
+
+    Raises:
+        CheckpointError: when a key of the backbone would stay unfilled or one of the file unused.
+    """
+    own = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)}
+    expected = model.state_dict()
+    if is_authors_layout(own):
+        given, dropped = from_authors_layout(own, expected, model.arch.wavelet)
+    else:
+        given = {k: v for k, v in own.items() if k in expected or not _is_unbuilt(k, model)}
+        dropped = [k for k in own if k not in given]
+    misfit = describe_misfit(expected, given)
+    if misfit:
+        raise CheckpointError(f'the checkpoint does not fit MobileMamba:\n{misfit}'
+                              f'{_advice(model, own, prefix, state_dict)}')
+    if dropped:
+        groups = sorted({k.split('.')[0] if not _FILTER_KEY.match(k) else 'wavelet filters (constant)'
+                         for k in dropped})
+        print_log(f'MobileMamba: {len(given)} tensors loaded; {len(dropped)} of the checkpoint not '
+                  f'needed by this model: {", ".join(groups)}', logger='current')
+    for key in own:
+        del state_dict[prefix + key]
+    state_dict.update({prefix + key: tensor for key, tensor in given.items()})
+
+
+def _is_unbuilt(key: str, model: nn.Module) -> bool:
+    stage = re.match(r'stage(\d)\.', key)
+    return bool(stage) and model.num_stages < int(stage[1]) <= NUM_STAGES
+
+
+def _advice(model: nn.Module, own: StateDict, prefix: str, whole: StateDict) -> str:
+    if not own and is_authors_layout(whole):
+        return ('\nIt is a bare backbone (a classification checkpoint): give it to the backbone, '
+                'init_cfg=dict(type="Pretrained", checkpoint=…), not to the whole model')
+    if not prefix and any(key.startswith('backbone.') for key in own):
+        return ('\nIt is a whole detector or segmentor: add prefix="backbone." to init_cfg to take its '
+                'backbone')
+    found, wanted = guess_arch(own), guess_arch(model.state_dict())
+    if found and found != wanted:
+        return (f'\nIts shapes are those of arch {found!r}, the model is '
+                f'{wanted or model.arch!r}: change arch or take the other checkpoint')
+    return ''
+
+
+def read_checkpoint(filename: str) -> dict[str, Any]:
+    """Read a checkpoint from a path or an address mmengine knows, running none of its content.
+
+    Raises:
+        CheckpointError: when the file is missing, cut short, no checkpoint, or holds code.
+    """
+    try:
+        if '://' in filename:
+            content = CheckpointLoader.load_checkpoint(filename, map_location='cpu')
+        else:
+            if not Path(filename).is_file():
+                raise CheckpointError(f'checkpoint {filename!r} does not exist; give the path of a file, '
+                                      'or an address that mmengine can open (https://…)')
+            content = torch.load(filename, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as err:
+        raise CheckpointError(
+            f'checkpoint {filename!r} is not a PyTorch checkpoint, or holds objects other than '
+            f'tensors and plain values, which are refused because loading them could run code: {err}'
+        ) from err
+    except (EOFError, RuntimeError, OSError, ValueError) as err:
+        if isinstance(err, CheckpointError):
+            raise
+        raise CheckpointError(f'checkpoint {filename!r} cannot be read; it may be cut short or no '
+                              f'checkpoint at all, download it again: {err}') from err
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f'checkpoint {filename!r} holds a {type(content).__name__}; expected is '
+                              f'a state dict, or one under {", ".join(CONTAINERS)}')
+    return dict(content)
+
+
+def extract_state_dict(checkpoint: Mapping[str, Any]) -> StateDict:
+    """The tensors of a checkpoint: bare or in one of :data:`CONTAINERS`, without ``module.``."""
+    for name in CONTAINERS:
+        if isinstance(checkpoint.get(name), Mapping):
+            checkpoint = checkpoint[name]
+            break
+    strays = [key for key, value in checkpoint.items() if not isinstance(value, Tensor)]
+    if strays or not checkpoint:
+        raise CheckpointError('no state dict found: the checkpoint holds '
+                              f'{", ".join(map(str, strays[:8])) or "nothing"}; expected are tensors, '
+                              f'bare or under one of {", ".join(CONTAINERS)}')
+    return {key.removeprefix('module.'): value for key, value in checkpoint.items()}
+
+
+def load_pretrained(model: nn.Module, filename: str, prefix: str = '') -> None:
+    """Fill a backbone from a checkpoint file, all of it or not at all.
+
+    Args:
+        model: the :class:`MobileMamba` to fill.
+        filename: a checkpoint of ours or of the authors, see :func:`read_checkpoint`.
+        prefix: take only the keys that begin so, e.g. ``'backbone.'`` of a detector.
+
+    Raises:
+        CheckpointError: as :func:`prepare_backbone_state_dict` and :func:`read_checkpoint`.
+    """
+    tensors = extract_state_dict(read_checkpoint(filename))
+    dot = prefix and prefix.rstrip('.') + '.'
+    tensors = {k[len(dot):]: v for k, v in tensors.items() if k.startswith(dot)}
+    try:
+        model.load_state_dict(tensors)
+    except CheckpointError as err:
+        raise CheckpointError(f'{filename}: {err}') from err
+    print_log(f'MobileMamba: loaded {filename}', logger='current')

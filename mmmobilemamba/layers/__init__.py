@@ -1,0 +1,11 @@
+from .block import Downsample, MobileMambaBlock
+from .conv_bn import FFN, ConvBN, ResidualConvBN
+from .mrffi import MRFFI, MKDeConv, WaveletMamba, split_channels
+from .ss2d import SS2D
+from .wavelet import WaveletConv, dwt2d, idwt2d, wavelet_filters
+
+__all__ = [
+    'FFN', 'MRFFI', 'SS2D', 'ConvBN', 'Downsample', 'MKDeConv', 'MobileMambaBlock',
+    'ResidualConvBN', 'WaveletConv', 'WaveletMamba', 'dwt2d', 'idwt2d', 'split_channels',
+    'wavelet_filters',
+]

@@ -1,0 +1,81 @@
+"""The MobileMamba block, and the down-sampling between stages."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from torch import Tensor
+
+from .conv_bn import DEFAULT_NORM, FFN, ConvBN, NormCfg, ResidualConvBN
+from .mrffi import MRFFI
+
+
+class MobileMambaBlock(nn.Module):
+    """``x + drop_path(ffn_out(dw_out(mixer(ffn_in(dw_in(x))))))``, each of the five residual itself.
+
+    Args:
+        channels: width of input and output.
+        drop_path_rate: probability of dropping the block's branch for a sample.
+        norm_cfg: config of the batch normalisations.
+        **mixer_options: further arguments of :class:`MRFFI`.
+    """
+
+    def __init__(self, channels: int, drop_path_rate: float = 0.0,
+                 norm_cfg: NormCfg = DEFAULT_NORM, **mixer_options) -> None:
+        super().__init__()
+        self.dw_in = ResidualConvBN(channels, norm_cfg, zero_init=True)
+        self.ffn_in = FFN(channels, norm_cfg)
+        self.mixer = MRFFI(channels, norm_cfg=norm_cfg, **mixer_options)
+        self.dw_out = ResidualConvBN(channels, norm_cfg, zero_init=True)
+        self.ffn_out = FFN(channels, norm_cfg)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.ffn_out(self.dw_out(self.mixer(self.ffn_in(self.dw_in(x)))))
+        return x + self.drop_path(y)
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gate ``x · sigmoid(fc2(ReLU(fc1(mean(x)))))`` with a reduction of 4."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // 4, 1)
+        self.fc2 = nn.Conv2d(channels // 4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = x.mean((2, 3), keepdim=True)
+        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(pooled))))
+
+
+class PatchMerging(nn.Module):
+    """Halves height and width: 1x1 to four times the width, 3x3 stride-2 depth-wise, SE, 1x1."""
+
+    def __init__(self, in_channels: int, out_channels: int,
+                 norm_cfg: NormCfg = DEFAULT_NORM) -> None:
+        super().__init__()
+        hidden = 4 * in_channels
+        self.expand = ConvBN(in_channels, hidden, norm_cfg=norm_cfg)
+        self.dw = ConvBN(hidden, hidden, 3, stride=2, groups=hidden, norm_cfg=norm_cfg)
+        self.se = SqueezeExcite(hidden)
+        self.project = ConvBN(hidden, out_channels, norm_cfg=norm_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.dw(F.relu(self.expand(x))))
+        return self.project(self.se(x))
+
+
+class Downsample(nn.Sequential):
+    """Residual depth-wise convolution and FFN, :class:`PatchMerging`, then the same two again.
+
+    Shape: (B, in_channels, H, W) → (B, out_channels, ceil(H/2), ceil(W/2)).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int,
+                 norm_cfg: NormCfg = DEFAULT_NORM) -> None:
+        super().__init__()
+        self.dw_in = ResidualConvBN(in_channels, norm_cfg)
+        self.ffn_in = FFN(in_channels, norm_cfg)
+        self.merge = PatchMerging(in_channels, out_channels, norm_cfg)
+        self.dw_out = ResidualConvBN(out_channels, norm_cfg)
+        self.ffn_out = FFN(out_channels, norm_cfg)

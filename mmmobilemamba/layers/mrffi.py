@@ -1,0 +1,87 @@
+"""Multi-receptive-field feature interaction: the token mixer of MobileMamba."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from torch import Tensor
+
+from .conv_bn import DEFAULT_NORM, ConvBN, NormCfg
+from .ss2d import SS2D
+from .wavelet import WaveletConv
+
+
+def split_channels(channels: int, global_ratio: float, local_ratio: float) -> tuple[int, int, int]:
+    """Channels of the global, local and identity branches.
+
+    The global share is rounded to the nearest multiple of 16 (a tie goes up); the local one is cut
+    to what is left; the identity takes the rest.
+
+    Raises:
+        ValueError: when the global branch would be empty or wider than ``channels``.
+    """
+    wide = (int(global_ratio * channels) + 8) // 16 * 16
+    if not 0 < wide <= channels:
+        raise ValueError(
+            f'global_ratio={global_ratio} of {channels} channels rounds to {wide} (a multiple of 16); '
+            f'it must lie in 16..{channels}: change the width of the stage or the ratio')
+    local = min(int(local_ratio * channels), channels - wide)
+    return wide, local, channels - wide - local
+
+
+class MKDeConv(nn.Module):
+    """Local branch: k x k depth-wise convolution, BN, ReLU, 1x1 depth-wise convolution, BN."""
+
+    def __init__(self, channels: int, kernel_size: int, norm_cfg: NormCfg = DEFAULT_NORM) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2,
+                                groups=channels, bias=False)
+        self.bn1 = build_norm_layer(norm_cfg, channels)[1]
+        self.pointwise = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
+        self.bn2 = build_norm_layer(norm_cfg, channels)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn2(self.pointwise(F.relu(self.bn1(self.dwconv(x)))))
+
+
+class WaveletMamba(nn.Module):
+    """Global branch (WTE-Mamba): ``base_scale · SS2D(x) + WaveletConv(x)``."""
+
+    def __init__(self, channels: int, kernel_size: int, expansion: float = 2.0, d_state: int = 1,
+                 wavelet: str = 'haar', wavelet_levels: int = 1, scan_backend: str = 'auto',
+                 norm_cfg: NormCfg = DEFAULT_NORM) -> None:
+        super().__init__()
+        self.ss2d = SS2D(channels, expansion, d_state, scan_backend, norm_cfg)
+        self.base_scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.wavelet = WaveletConv(channels, kernel_size, wavelet, wavelet_levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_scale * self.ss2d(x) + self.wavelet(x)
+
+
+class MRFFI(nn.Module):
+    """``x + proj(ReLU([global(x_g), local(x_l), x_i]))`` over a split of the channels (Sec. 3.2).
+
+    Args:
+        channels: width of input and output.
+        kernel_size: depth-wise kernel of the local branch and of the wavelet convolution.
+        global_ratio: share of the channels mixed by :class:`WaveletMamba`.
+        local_ratio: share mixed by :class:`MKDeConv`.
+        norm_cfg: config of the batch normalisations.
+        **global_options: further arguments of :class:`WaveletMamba`.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, global_ratio: float, local_ratio: float,
+                 norm_cfg: NormCfg = DEFAULT_NORM, **global_options) -> None:
+        super().__init__()
+        self.splits = split_channels(channels, global_ratio, local_ratio)
+        self.global_branch = WaveletMamba(self.splits[0], kernel_size, norm_cfg=norm_cfg,
+                                          **global_options)
+        self.local_branch = (MKDeConv(self.splits[1], kernel_size, norm_cfg)
+                             if self.splits[1] else nn.Identity())
+        self.proj = ConvBN(channels, channels, norm_cfg=norm_cfg, zero_init=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide, local, identity = x.split(self.splits, dim=1)
+        mixed = torch.cat((self.global_branch(wide), self.local_branch(local), identity), dim=1)
+        return x + self.proj(F.relu(mixed))

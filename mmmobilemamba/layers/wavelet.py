@@ -1,0 +1,146 @@
+"""Discrete wavelet transform as network layers, and the wavelet convolution between the two.
+
+Sub-bands are stored one after the other along the channels, ``[LL, HL, LH, HH]`` of C channels each;
+the first letter is the filter along the rows' axis (height), the second along the columns' (width).
+In the terms of PyWavelets these are ``cA, cH, cV, cD`` of ``dwt2``.
+"""
+
+import pywt
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def wavelet_filters(wavelet: str) -> tuple[Tensor, Tensor]:
+    """2-D analysis and synthesis filters of a wavelet.
+
+    Args:
+        wavelet: name of a discrete wavelet of PyWavelets with even filter length, e.g. ``'haar'``.
+
+    Returns:
+        Two float32 tensors (4, K, K): the correlation kernels of the four sub-bands, and the
+        kernels whose transposed convolution inverts them.
+
+    Raises:
+        ValueError: when PyWavelets does not know the wavelet.
+    """
+    try:
+        w = pywt.Wavelet(wavelet)
+    except (ValueError, TypeError) as err:
+        raise ValueError(f'wavelet={wavelet!r} is not a discrete wavelet of PyWavelets; allowed are '
+                         f'the names in pywt.wavelist(kind="discrete"), e.g. "haar", "db2"') from err
+    # Convolution frameworks correlate; PyWavelets convolves, hence the reversal.
+    lo, hi = (torch.tensor(f[::-1], dtype=torch.float64) for f in (w.dec_lo, w.dec_hi))
+    rec_lo, rec_hi = (torch.tensor(f, dtype=torch.float64) for f in (w.rec_lo, w.rec_hi))
+
+    def bands(low: Tensor, high: Tensor) -> Tensor:
+        pairs = ((low, low), (high, low), (low, high), (high, high))
+        return torch.stack([torch.outer(rows, cols) for rows, cols in pairs]).float()
+
+    return bands(lo, hi), bands(rec_lo, rec_hi)
+
+
+def _depthwise_kernels(filters: Tensor, channels: int) -> Tensor:
+    """(4, K, K) → (C*4, 1, K, K), the four kernels of a channel adjacent, as grouped convs need."""
+    return filters.repeat(channels, 1, 1)[:, None]
+
+
+def dwt2d(x: Tensor, filters: Tensor) -> Tensor:
+    """One level of the 2-D wavelet transform.
+
+    Args:
+        x: (B, C, H, W), H and W even.
+        filters: (4, K, K) analysis filters of :func:`wavelet_filters`.
+
+    Returns:
+        (B, 4C, H/2, W/2), sub-band by sub-band. The filters are centred and see zeros beyond the borders:
+        for K = 2 exactly PyWavelets' ``dwt2``, for longer ones its mode ``'zero'`` without the outermost
+        coefficients (and one pixel further where K/2 is even).
+    """
+    if filters.shape[-1] == 2:
+        return _haar_dwt2d(x)
+    b, c, h, w = x.shape
+    y = F.conv2d(x, _depthwise_kernels(filters, c), stride=2, padding=filters.shape[-1] // 2 - 1,
+                 groups=c)
+    return y.view(b, c, 4, h // 2, w // 2).transpose(1, 2).flatten(1, 2)
+
+
+def idwt2d(y: Tensor, filters: Tensor) -> Tensor:
+    """Inverse of :func:`dwt2d` (exact away from the borders where K > 2).
+
+    Args:
+        y: (B, 4C, H, W), sub-band by sub-band.
+        filters: (4, K, K) synthesis filters of :func:`wavelet_filters`.
+
+    Returns:
+        (B, C, 2H, 2W).
+    """
+    if filters.shape[-1] == 2:
+        return _haar_idwt2d(y)
+    b, c4, h, w = y.shape
+    y = y.view(b, 4, c4 // 4, h, w).transpose(1, 2).flatten(1, 2)
+    return F.conv_transpose2d(y, _depthwise_kernels(filters, c4 // 4), stride=2,
+                              padding=filters.shape[-1] // 2 - 1, groups=c4 // 4)
+
+
+def _haar_butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+    """The orthonormal 4-point Hadamard transform, its own inverse: additions instead of convolutions."""
+    top, bottom, top_diff, bottom_diff = a + b, c + d, a - b, c - d
+    return ((top + bottom) * 0.5, (top - bottom) * 0.5,
+            (top_diff + bottom_diff) * 0.5, (top_diff - bottom_diff) * 0.5)
+
+
+def _haar_dwt2d(x: Tensor) -> Tensor:
+    corners = (x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1))
+    return torch.cat(_haar_butterfly(*corners), dim=1)
+
+
+def _haar_idwt2d(y: Tensor) -> Tensor:
+    ll, hl, lh, hh = y.chunk(4, dim=1)
+    # Corner order of the inverse butterfly: (ll, lh, hl, hh) gives top-left, bottom-left, top-right,
+    # bottom-right.
+    tl, bl, tr, br = _haar_butterfly(ll, lh, hl, hh)
+    b, c, h, w = ll.shape
+    rows = torch.stack((torch.stack((tl, tr), dim=-1), torch.stack((bl, br), dim=-1)), dim=-3)
+    return rows.view(b, c, 2 * h, 2 * w)
+
+
+class WaveletConv(nn.Module):
+    """``IWT(scale · DWConv_k(WT(x)))``, recursively on the low-pass band (MobileMamba, Sec. 3.2).
+
+    Args:
+        channels: channels C of the input.
+        kernel_size: odd side of the depth-wise kernel applied to the sub-bands.
+        wavelet: name of a discrete wavelet of PyWavelets.
+        levels: how many times the low-pass band is transformed again; the published networks use 1.
+
+    Shape: (B, C, H, W) → (B, C, H, W). An odd H or W is padded by a zero at the bottom or right.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, wavelet: str = 'haar',
+                 levels: int = 1) -> None:
+        super().__init__()
+        if levels < 1:
+            raise ValueError(f'levels={levels} is not allowed; a wavelet convolution needs at least 1')
+        self.wavelet = wavelet
+        analysis, synthesis = wavelet_filters(wavelet)
+        self.register_buffer('analysis', analysis, persistent=False)
+        self.register_buffer('synthesis', synthesis, persistent=False)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(4 * channels, 4 * channels, kernel_size, padding=kernel_size // 2,
+                      groups=4 * channels, bias=False) for _ in range(levels))
+        self.scales = nn.ParameterList(
+            nn.Parameter(torch.full((1, 4 * channels, 1, 1), 0.1)) for _ in range(levels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._level(x, 0)
+
+    def _level(self, x: Tensor, level: int) -> Tensor:
+        channels, height, width = x.shape[1:]
+        bands = dwt2d(F.pad(x, (0, width % 2, 0, height % 2)), self.analysis)
+        y = self.convs[level](bands) * self.scales[level]
+        if level + 1 < len(self.convs):
+            low = y[:, :channels] + self._level(bands[:, :channels], level + 1)
+            y = torch.cat((low, y[:, channels:]), dim=1)
+        return idwt2d(y, self.synthesis)[:, :, :height, :width]
