@@ -1,6 +1,7 @@
 """The feature pyramid of EfficientViT's detectors, with levels finer than the backbone's."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
@@ -26,14 +27,17 @@ class EfficientViTFPN(BaseModule):
         in_channels: Channels of the backbone's feature maps, finest first.
         out_channels: Channels of every output.
         num_outs: Number of outputs: ``num_extra_trans_convs`` finer levels, the backbone's levels,
-            and as many coarser levels, max-pooled from the last, as are left.
+            and as many coarser levels as are left.
         num_extra_trans_convs: Number of levels finer than the backbone's finest; each doubles the
             resolution of the one before.
+        add_extra_convs: How coarser levels are made, as in mmdet's FPN: False, max-pooled from the
+            last output; 'on_input', the first by a 3x3 stride-2 convolution from the backbone's
+            last level, the others by one from the level before.
         init_cfg: Initialisation of the convolutions.
 
     Raises:
-        ValueError: If a channel number is not positive, or ``num_outs`` leaves no room for all
-            levels.
+        ValueError: If a channel number is not positive, ``num_outs`` leaves no room for all
+            levels, or ``add_extra_convs`` is unknown.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class EfficientViTFPN(BaseModule):
         out_channels: int = 256,
         num_outs: int = 5,
         num_extra_trans_convs: int = 1,
+        add_extra_convs: Literal[False, 'on_input'] = False,
         init_cfg: dict | list[dict] | None = XAVIER_UNIFORM,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -56,6 +61,8 @@ class EfficientViTFPN(BaseModule):
             )
         if num_extra_trans_convs < 0:
             raise ValueError(f'num_extra_trans_convs={num_extra_trans_convs} must be 0 or more.')
+        if add_extra_convs not in (False, 'on_input'):
+            raise ValueError(f"add_extra_convs={add_extra_convs!r} must be False or 'on_input'.")
         num_convs = len(in_channels) + num_extra_trans_convs
         if num_outs < num_convs:
             raise ValueError(
@@ -68,8 +75,8 @@ class EfficientViTFPN(BaseModule):
         self.num_outs = num_outs
         self.num_extra_trans_convs = num_extra_trans_convs
 
-        def conv3x3() -> ConvModule:
-            return ConvModule(out_channels, out_channels, 3, padding=1, act_cfg=None)
+        def conv3x3(channels: int = out_channels, stride: int = 1) -> ConvModule:
+            return ConvModule(channels, out_channels, 3, stride=stride, padding=1, act_cfg=None)
 
         def upsampling() -> ConvModule:
             cfg = dict(type='deconv')
@@ -79,6 +86,11 @@ class EfficientViTFPN(BaseModule):
             ConvModule(channels, out_channels, 1, act_cfg=None) for channels in in_channels
         )
         self.fpn_convs = nn.ModuleList(conv3x3() for _ in in_channels)
+        if add_extra_convs:
+            for i in range(num_outs - num_convs):
+                self.fpn_convs.append(
+                    conv3x3(in_channels[-1] if i == 0 else out_channels, stride=2)
+                )
         self.extra_trans_convs = nn.ModuleList(upsampling() for _ in range(num_extra_trans_convs))
         self.extra_fpn_convs = nn.ModuleList(conv3x3() for _ in range(num_extra_trans_convs))
 
@@ -108,7 +120,9 @@ class EfficientViTFPN(BaseModule):
                 merged[i], size=merged[i - 1].shape[2:], mode='nearest'
             )
 
-        outputs = [conv(x) for conv, x in zip(self.fpn_convs, merged, strict=True)]
+        outputs = [conv(x) for conv, x in zip(self.fpn_convs, merged, strict=False)]
+        for i, conv in enumerate(self.fpn_convs[len(merged) :]):
+            outputs.append(conv(inputs[-1] if i == 0 else outputs[-1]))
         x = merged[0]
         for upsample, conv in zip(self.extra_trans_convs, self.extra_fpn_convs, strict=True):
             x = upsample(x)

@@ -6,12 +6,12 @@ from mmengine.registry import MODELS
 from mmmobilemamba.necks import EfficientViTFPN
 
 
-def naive_pyramid(state, inputs, num_outs, num_extra):
+def naive_pyramid(state, inputs, num_outs, num_extra, extra_convs):
     """The neck written out with functional calls on its state dict."""
 
-    def conv(x, name, padding=0):
+    def conv(x, name, padding=0, stride=1):
         weight, bias = state[f'{name}.conv.weight'], state[f'{name}.conv.bias']
-        return F.conv2d(x, weight, bias, padding=padding)
+        return F.conv2d(x, weight, bias, stride, padding)
 
     def nearest(x, height, width):
         rows = [r * x.shape[2] // height for r in range(height)]
@@ -27,19 +27,25 @@ def naive_pyramid(state, inputs, num_outs, num_extra):
         name = f'extra_trans_convs.{i}.conv'
         finer = F.conv_transpose2d(finer, state[f'{name}.weight'], state[f'{name}.bias'], stride=2)
         outs = [conv(finer, f'extra_fpn_convs.{i}', padding=1), *outs]
-    while len(outs) < num_outs:
-        outs.append(outs[-1][:, :, ::2, ::2])
+    source = inputs[-1]
+    for i in range(len(inputs), num_outs - num_extra):
+        if extra_convs:
+            source = conv(source, f'fpn_convs.{i}', padding=1, stride=2)
+            outs.append(source)
+        else:
+            outs.append(outs[-1][:, :, ::2, ::2])
     return outs
 
 
+@pytest.mark.parametrize('extra_convs', [False, 'on_input'])
 @pytest.mark.parametrize('num_outs, num_extra', [(5, 1), (5, 2), (3, 0), (6, 1)])
 @pytest.mark.parametrize(
     'sizes', [[(8, 12), (4, 6), (2, 3)], [(7, 5), (4, 3), (2, 2)], [(1, 1), (1, 1), (1, 1)]]
 )
-def test_equals_naive_pyramid(sizes, num_outs, num_extra):
+def test_equals_naive_pyramid(sizes, num_outs, num_extra, extra_convs):
     torch.manual_seed(0)
     channels = (6, 10, 14)
-    neck = EfficientViTFPN(channels, 8, num_outs, num_extra).double()
+    neck = EfficientViTFPN(channels, 8, num_outs, num_extra, extra_convs).double()
     for parameter in neck.parameters():
         torch.nn.init.normal_(parameter)
     inputs = [
@@ -49,7 +55,7 @@ def test_equals_naive_pyramid(sizes, num_outs, num_extra):
 
     outs = neck(inputs)
 
-    expected = naive_pyramid(neck.state_dict(), inputs, num_outs, num_extra)
+    expected = naive_pyramid(neck.state_dict(), inputs, num_outs, num_extra, extra_convs)
     assert len(outs) == num_outs
     assert outs[0].shape[2:] == tuple(side * 2**num_extra for side in sizes[0])
     for out, reference in zip(outs, expected, strict=True):
@@ -88,7 +94,7 @@ def test_init_is_xavier_uniform_with_zero_bias():
 
 
 def test_every_parameter_gets_a_gradient():
-    neck = EfficientViTFPN([4, 6, 8], 8, num_outs=5, num_extra_trans_convs=2)
+    neck = EfficientViTFPN([4, 6, 8], 8, 6, num_extra_trans_convs=2, add_extra_convs='on_input')
     inputs = [torch.randn(1, c, s, s) for c, s in ((4, 5), (6, 3), (8, 2))]
     sum(out.square().sum() for out in neck(inputs)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in neck.parameters())
@@ -103,6 +109,7 @@ def test_every_parameter_gets_a_gradient():
         (dict(in_channels=[200], out_channels=0), 'out_channels=0'),
         (dict(in_channels=[8, 8], num_extra_trans_convs=-1), '0 or more'),
         (dict(in_channels=[8, 8, 8], num_outs=4, num_extra_trans_convs=2), 'num_outs=5 or more'),
+        (dict(in_channels=[8], add_extra_convs='on_lateral'), "add_extra_convs='on_lateral'"),
     ],
 )
 def test_wrong_arguments_are_refused(kwargs, message):

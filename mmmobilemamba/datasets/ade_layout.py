@@ -1,0 +1,137 @@
+"""Reads a split of a data set in the ADE layout and refuses what would go wrong unnoticed."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+from .layout import check_layout, duplicates, image_size, sample, shorten
+
+ADE_LAYOUT = """
+classes.txt              one class name per line; line i names the value i of the maps
+images/training/         the training images
+images/validation/       the validation images
+annotations/training/    a label map (PNG, one channel) for each image; 0 is ignored
+annotations/validation/
+"""
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+MAP_SUFFIX = '.png'
+# A map's values are bytes, 0 and 255 are ignored.
+MAX_CLASSES = 254
+
+
+@dataclass(frozen=True)
+class AdeSplit:
+    """Where a split lies, relative to the data root, and what it holds."""
+
+    image_folder: str
+    map_folder: str
+    image_suffix: str
+    num_images: int
+
+
+def read_classes(root: Path) -> tuple[str, ...]:
+    """Read the class names of a data set from its ``classes.txt``.
+
+    Raises:
+        UserError: If the file is missing, or is not a list of 2 to 254 different names.
+    """
+    check_layout(root, ['classes.txt'], [], ADE_LAYOUT)
+    path = root / 'classes.txt'
+    try:
+        names = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is not a text file in UTF-8 ({error}).') from error
+    blank = [i for i, name in enumerate(names, start=1) if not name]
+    if blank:
+        raise UserError(
+            f'{path} has blank lines ({shorten(blank)}). Line i names the value i of the label '
+            'maps, so every line needs a name.'
+        )
+    if repeated := duplicates(names):
+        raise UserError(f'{path} names {shorten(repeated)} more than once. Use different names.')
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise UserError(
+            f'{path} names {len(names)} classes; 2 to {MAX_CLASSES} are possible. Value 0 of the '
+            'maps is ignored, so a background to tell objects from is a class as well.'
+        )
+    return tuple(names)
+
+
+def read_ade_split(root: Path, split: str, num_classes: int) -> AdeSplit:
+    """Find and check the images and label maps of one split.
+
+    Args:
+        root: The data set.
+        split: 'training' or 'validation'.
+        num_classes: Number of classes: the largest value allowed in a map, beside 255 (ignored).
+
+    Raises:
+        UserError: If images or maps are missing, or a sample of them does not fit together.
+    """
+    images, maps = Path('images') / split, Path('annotations') / split
+    check_layout(root, [], [str(images), str(maps)], ADE_LAYOUT)
+    names = _list_files(root / images, IMAGE_SUFFIXES)
+    if not names:
+        raise UserError(
+            f'{root / images} holds no image; expected are files that end in '
+            f'{", ".join(IMAGE_SUFFIXES)}.'
+        )
+    suffixes = sorted({Path(name).suffix for name in names})
+    if len(suffixes) > 1:
+        raise UserError(
+            f'The images in {root / images} end in {", ".join(suffixes)}. MMSegmentation reads one '
+            'kind per folder; convert or rename them to one.'
+        )
+    stems = [name.removesuffix(suffixes[0]) for name in names]
+    found = {name.removesuffix(MAP_SUFFIX) for name in _list_files(root / maps, (MAP_SUFFIX,))}
+    missing = [stem + MAP_SUFFIX for stem in stems if stem not in found]
+    if missing:
+        raise UserError(
+            f'{len(missing)} of {len(stems)} images in {root / images} have no label map of the '
+            f'same name in {root / maps}: {shorten(missing)}. Add the maps or remove the images.'
+        )
+    for stem in sample(stems):
+        _check_map(
+            root / maps / (stem + MAP_SUFFIX), root / images / (stem + suffixes[0]), num_classes
+        )
+    return AdeSplit(str(images), str(maps), suffixes[0], len(names))
+
+
+def _list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Paths relative to ``folder`` of the files with one of the suffixes, in any case, sorted."""
+    return sorted(
+        os.path.relpath(os.path.join(parent, name), folder)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(suffixes) and not name.startswith('.')
+    )
+
+
+def _check_map(path: Path, image: Path, num_classes: int) -> None:
+    size = image_size(path)
+    if size != image_size(image):
+        raise UserError(
+            f'The label map {path} is {size[0]}x{size[1]} pixels, its image '
+            f'{"x".join(map(str, image_size(image)))}. They must be of one size.'
+        )
+    with Image.open(path) as file:
+        if file.mode not in ('L', 'P'):
+            raise UserError(
+                f'The label map {path} has the mode {file.mode}; it must have one 8-bit channel '
+                '(mode L or P) whose values are the classes. Colours are no class numbers.'
+            )
+        try:
+            values = np.unique(np.asarray(file))
+        except OSError as error:
+            raise UserError(f'The label map {path} cannot be read ({error}).') from error
+    unknown = [int(v) for v in values if num_classes < v < 255]
+    if unknown:
+        raise UserError(
+            f'The label map {path} holds {shorten(unknown)}, but classes.txt names only '
+            f'{num_classes} classes. Allowed are 1 to {num_classes}, and 0 and 255 for pixels '
+            'without a class. Add the missing names, or correct the map.'
+        )

@@ -1,0 +1,241 @@
+"""Reads a split of a data set in the COCO layout and refuses what would go wrong unnoticed."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.logging import print_log
+
+from ..errors import UserError
+from .layout import check_layout, duplicates, image_size, sample, shorten
+
+COCO_LAYOUT = """
+annotations/instances_train2017.json
+annotations/instances_val2017.json
+train2017/   the training images
+val2017/     the validation images
+"""
+SIDES = ('width', 'height')
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """Where a split lies, relative to the data root, and what it holds."""
+
+    ann_file: str
+    image_folder: str
+    classes: tuple[str, ...]
+    num_images: int
+
+
+def read_coco_split(
+    root: Path, split: str, with_masks: bool = False, filter_cfg: Mapping[str, Any] | None = None
+) -> CocoSplit:
+    """Read and check one split.
+
+    Args:
+        root: The data set.
+        split: 'train' or 'val'.
+        with_masks: Whether every object needs a mask too.
+        filter_cfg: What ``CocoDataset`` will leave out: ``filter_empty_gt``, ``min_size``.
+
+    Returns:
+        The split; its classes are in the order of the annotation file, which is the order of the
+        labels.
+
+    Raises:
+        UserError: If files are missing, or the annotations are not usable.
+    """
+    ann_file, folder = f'annotations/instances_{split}2017.json', f'{split}2017'
+    check_layout(root, [ann_file], [folder], COCO_LAYOUT)
+    path = root / ann_file
+    content = _read_json(path)
+    classes = _check_categories(path, content['categories'])
+    _check_images(path, content['images'])
+    _check_annotations(path, content, with_masks)
+    _check_boxes(path, content)
+    _check_filter(path, content, filter_cfg or {})
+    _check_image_files(root / folder, content['images'])
+    return CocoSplit(ann_file, f'{folder}/', classes, len(content['images']))
+
+
+def _read_json(path: Path) -> dict[str, list[dict]]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(
+            f'{path} is not a JSON file ({error}). It may be cut short; write or copy it again.'
+        ) from error
+    parts = ('images', 'annotations', 'categories')
+    if not isinstance(content, dict) or not all(isinstance(content.get(p), list) for p in parts):
+        raise UserError(
+            f'{path} is not a COCO annotation file: that is an object with the lists '
+            f'{", ".join(parts)}, but this file holds '
+            f'{shorten(content) if isinstance(content, dict) else type(content).__name__}.'
+        )
+    for part in parts:
+        if not content[part]:
+            raise UserError(f'The list {part!r} of {path} is empty; at least one entry is needed.')
+    return content
+
+
+def _check_fields(path: Path, part: str, entries: list[dict], fields: tuple[str, ...]) -> None:
+    for field in fields:
+        bad = [i for i, e in enumerate(entries) if not isinstance(e, dict) or field not in e]
+        if bad:
+            raise UserError(
+                f'{len(bad)} of {len(entries)} entries in {part!r} of {path} have no {field!r} '
+                f'(positions {shorten(bad)}). Each needs {", ".join(fields)}.'
+            )
+
+
+def _check_unique(path: Path, part: str, entries: list[dict], field: str = 'id') -> None:
+    if repeated := duplicates(entry[field] for entry in entries):
+        raise UserError(
+            f'{part!r} of {path} use the same {field} more than once: {shorten(repeated)}. '
+            f'Give every entry its own {field}.'
+        )
+
+
+def _check_categories(path: Path, categories: list[dict]) -> tuple[str, ...]:
+    _check_fields(path, 'categories', categories, ('id', 'name'))
+    _check_unique(path, 'categories', categories)
+    _check_unique(path, 'categories', categories, 'name')
+    return tuple(str(category['name']) for category in categories)
+
+
+def _check_images(path: Path, images: list[dict]) -> None:
+    _check_fields(path, 'images', images, ('id', 'file_name', 'width', 'height'))
+    _check_unique(path, 'images', images)
+    bad = [i['id'] for i in images if not all(_is_number(i[k]) and i[k] > 0 for k in SIDES)]
+    if bad:
+        raise UserError(
+            f'{len(bad)} of {len(images)} images of {path} have a "width" or "height" that is not '
+            f'a positive number of pixels (ids {shorten(bad)}).'
+        )
+
+
+def _check_annotations(path: Path, content: dict[str, list[dict]], with_masks: bool) -> None:
+    annotations = content['annotations']
+    fields = ('id', 'image_id', 'category_id', 'bbox', 'area')
+    _check_fields(path, 'annotations', annotations, fields)
+    _check_unique(path, 'annotations', annotations)
+    for field, part in (('image_id', 'images'), ('category_id', 'categories')):
+        known = {entry['id'] for entry in content[part]}
+        unknown = [a for a in annotations if a[field] not in known]
+        if unknown:
+            raise UserError(
+                f'{len(unknown)} of {len(annotations)} annotations of {path} have a {field} that '
+                f'{part!r} does not list: {shorten(dict.fromkeys(a[field] for a in unknown))}. '
+                f'Add the missing {part} or remove these annotations.'
+            )
+    if with_masks:
+        bad = [a['id'] for a in annotations if not a.get('segmentation')]
+        if bad:
+            raise UserError(
+                f'{len(bad)} of {len(annotations)} annotations of {path} have no "segmentation", '
+                f'but this config learns masks (ids {shorten(bad)}). Add the masks, or use a '
+                'config that needs boxes only.'
+            )
+
+
+def _check_boxes(path: Path, content: dict[str, list[dict]]) -> None:
+    annotations = content['annotations']
+    form = 'A box is [x, y, width, height] in pixels'
+    bad = [
+        a['id']
+        for a in annotations
+        if not (isinstance(a['bbox'], list) and len(a['bbox']) == 4)
+        or not all(map(_is_number, (*a['bbox'], a['area'])))
+    ]
+    if bad:
+        raise UserError(
+            f'{len(bad)} of {len(annotations)} annotations of {path} have a "bbox" that is not '
+            f'four finite numbers or an "area" that is not one (ids {shorten(bad)}). {form}.'
+        )
+    x, y, w, h = np.array([a['bbox'] for a in annotations], float).T
+    sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
+    width, height = np.array([sizes[a['image_id']] for a in annotations], float).T
+    outside = (x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0)
+    area = np.array([a['area'] for a in annotations], float)
+    # The rule by which CocoDataset drops boxes without a word.
+    useless = outside | (w < 1) | (h < 1) | (area <= 0)
+    if useless.all():
+        raise UserError(
+            f'None of the {len(useless)} boxes of {path} is at least one pixel wide and high, '
+            f'inside its image, and has a positive "area". {form}.'
+        )
+    if useless.any():
+        print_log(
+            f'{path}: {useless.sum()} of {len(useless)} boxes are left out: under one pixel, '
+            'outside their image, or without area.',
+            logger='current',
+        )
+    beyond = (x < -1) | (y < -1) | (x + w > width + 1) | (y + h > height + 1)
+    if (beyond & ~useless).any():
+        print_log(
+            f'{path}: {(beyond & ~useless).sum()} of {len(useless)} boxes reach beyond their '
+            f'image. {form}, not two corners.',
+            logger='current',
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < float('inf')
+
+
+def _check_filter(
+    path: Path, content: dict[str, list[dict]], filter_cfg: Mapping[str, Any]
+) -> None:
+    images = content['images']
+    min_size = filter_cfg.get('min_size', 0)
+    annotated = {a['image_id'] for a in content['annotations']}
+    small = [image for image in images if min(image['width'], image['height']) < min_size]
+    empty = len(images) - len(annotated) if filter_cfg.get('filter_empty_gt') else 0
+    kept = [
+        image
+        for image in images
+        if min(image['width'], image['height']) >= min_size
+        and (image['id'] in annotated or not filter_cfg.get('filter_empty_gt'))
+    ]
+    if not kept:
+        raise UserError(
+            f'No image of {path} is left to train on: {len(small)} of {len(images)} are smaller '
+            f'than {min_size} pixels and {empty} have no annotation. For small images, set '
+            'min_size in the filter_cfg of the training data set.'
+        )
+    if len(kept) < len(images):
+        print_log(
+            f'{path}: {len(kept)} of {len(images)} images are used; {len(small)} are smaller than '
+            f'{min_size} pixels, {empty} have no annotation.',
+            logger='current',
+        )
+
+
+def _check_image_files(folder: Path, images: list[dict]) -> None:
+    names = [image['file_name'] for image in images]
+    # One listing per folder, because asking for each file alone is slow on network drives.
+    listings = {
+        parent: set(os.listdir(parent)) if parent.is_dir() else set()
+        for parent in {(folder / name).parent for name in names}
+    }
+    missing = [n for n in names if Path(n).name not in listings[(folder / n).parent]]
+    if missing:
+        raise UserError(
+            f'{len(missing)} of {len(names)} images are not in {folder}: {shorten(missing)}. Copy '
+            'them there, or remove them from the annotation file.'
+        )
+    for image in sample(images):
+        declared = (image['width'], image['height'])
+        size = image_size(folder / image['file_name'])
+        # A camera's rotation tag swaps the sides when the picture is read.
+        if declared not in (size, size[::-1]):
+            raise UserError(
+                f'{folder / image["file_name"]} is {size[0]}x{size[1]} pixels, but its annotation '
+                f'file says {declared[0]}x{declared[1]}. Correct "width" and "height", and check '
+                'that the boxes were made for this size.'
+            )

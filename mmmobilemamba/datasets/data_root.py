@@ -1,0 +1,188 @@
+"""Points a config at another data set of the same layout."""
+
+import colorsys
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from ..errors import UserError
+from .ade_layout import read_ade_split, read_classes
+from .coco_layout import CocoSplit, read_coco_split
+from .layout import shorten
+
+GOLDEN_RATIO = 0.618
+
+
+def retarget(cfg: Config, data_root: str | Path, train: bool = True) -> Config:
+    """Point a config at another data set of the same layout, and check that data set.
+
+    Detection configs take the COCO layout, and their classes come from its annotation file.
+    Segmentation configs take the ADE layout with a ``classes.txt``. The classes are written to
+    every data set, and their number to every head.
+
+    Args:
+        cfg: A config of mmdet or mmseg; it is not changed.
+        data_root: Folder of the data set.
+        train: Whether the training split will be used. If not, it is neither read nor needed.
+
+    Returns:
+        The changed config.
+
+    Raises:
+        UserError: If the data set lacks files, or holds annotations that would go wrong unnoticed.
+    """
+    cfg = copy.deepcopy(cfg)
+    root = Path(data_root)
+    scope = cfg.get('default_scope')
+    if scope == 'mmdet':
+        num_classes = _retarget_coco(cfg, root, train)
+    elif scope == 'mmseg':
+        num_classes = _retarget_ade(cfg, root, train)
+    else:
+        raise UserError(
+            f'--data-root works with configs of mmdet and mmseg, but default_scope={scope!r}.'
+        )
+    if not _set_num_classes(cfg.model, num_classes):
+        raise UserError('No head of the model has num_classes, so --data-root cannot set it.')
+    if 'data_root' in cfg:
+        cfg.data_root = str(root)
+    return cfg
+
+
+def check_data_exists(cfg: Config, train: bool = True) -> None:
+    """Check that the files and folders of a config's own data set are there.
+
+    Raises:
+        UserError: If one is missing.
+    """
+    for loader, dataset in _datasets(cfg, train):
+        places = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+        for place in filter(None, places):
+            path = os.path.join(dataset.get('data_root') or '', place)
+            if '://' not in path and not os.path.exists(path):
+                raise UserError(
+                    f'{path} does not exist; the {loader} of the config reads it. Put the data '
+                    'set there, or give the folder of another one of the same layout with '
+                    '--data-root.'
+                )
+
+
+def make_palette(num_colours: int) -> list[tuple[int, int, int]]:
+    """RGB colours, 0 to 255, that differ from their neighbours as much as possible."""
+    palette = []
+    for i in range(num_colours):
+        hue, value = i * GOLDEN_RATIO % 1, 1 - 0.15 * (i % 4)
+        palette.append(tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.8, value)))
+    return palette
+
+
+def _retarget_coco(cfg: Config, root: Path, train: bool) -> int:
+    splits = {}
+    for loader, dataset in _datasets(cfg, train):
+        split = 'train' if loader == 'train_dataloader' else 'val'
+        if split not in splits:
+            with_masks = any(t.get('with_mask') for t in dataset.get('pipeline', []))
+            filter_cfg = dataset.get('filter_cfg') if split == 'train' else None
+            splits[split] = read_coco_split(root, split, with_masks, filter_cfg)
+        _set_coco_dataset(dataset, root, splits[split])
+    _check_same_classes(splits)
+    for name in ('val_evaluator', 'test_evaluator'):
+        evaluators = cfg.get(name) or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            if evaluator.get('ann_file') is not None:
+                evaluator.ann_file = str(root / splits['val'].ann_file)
+    classes = next(iter(splits.values())).classes
+    _log(root, classes, {name: split.num_images for name, split in splits.items()})
+    return len(classes)
+
+
+def _set_coco_dataset(dataset: dict[str, Any], root: Path, split: CocoSplit) -> None:
+    dataset.data_root = str(root)
+    dataset.ann_file = split.ann_file
+    dataset.data_prefix = dict(img=split.image_folder)
+    dataset.metainfo = dict(classes=split.classes, palette=make_palette(len(split.classes)))
+
+
+def _check_same_classes(splits: dict[str, CocoSplit]) -> None:
+    # The labels are positions in the list, so its order matters as much as its names.
+    if len(splits) < 2 or splits['train'].classes == splits['val'].classes:
+        return
+    train, val = splits['train'].classes, splits['val'].classes
+    only_train, only_val = set(train) - set(val), set(val) - set(train)
+    if only_train or only_val:
+        detail = '; '.join(
+            f'only in {name}: {shorten(sorted(only))}'
+            for name, only in (('train', only_train), ('val', only_val))
+            if only
+        )
+    else:
+        i = next(i for i, pair in enumerate(zip(train, val, strict=True)) if len(set(pair)) > 1)
+        detail = f'the order differs from position {i}: {train[i]!r} in train, {val[i]!r} in val'
+    raise UserError(
+        'The "categories" of the training and the validation annotations differ '
+        f'({detail}). Write the same list, in the same order, into '
+        f'{splits["train"].ann_file} and {splits["val"].ann_file}.'
+    )
+
+
+def _retarget_ade(cfg: Config, root: Path, train: bool) -> int:
+    classes = read_classes(root)
+    splits = {}
+    for loader, dataset in _datasets(cfg, train):
+        split = 'training' if loader == 'train_dataloader' else 'validation'
+        if split not in splits:
+            splits[split] = read_ade_split(root, split, len(classes))
+        # ADE20KDataset refuses classes other than its own.
+        dataset.type = 'BaseSegDataset'
+        dataset.reduce_zero_label = True
+        dataset.img_suffix = splits[split].image_suffix
+        dataset.data_root = str(root)
+        dataset.ann_file = ''
+        dataset.data_prefix = dict(
+            img_path=splits[split].image_folder, seg_map_path=splits[split].map_folder
+        )
+        dataset.metainfo = dict(classes=classes, palette=make_palette(len(classes)))
+    _log(root, classes, {name: split.num_images for name, split in splits.items()})
+    return len(classes)
+
+
+def _datasets(cfg: Config, train: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The innermost data sets of a config, each with the name of its data loader."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name) and (train or name != 'train_dataloader'):
+            pending = [cfg[name].dataset]
+            while pending:
+                dataset = pending.pop()
+                wrapped = dataset.get('datasets') or dataset.get('dataset')
+                if wrapped:
+                    pending += wrapped if isinstance(wrapped, list) else [wrapped]
+                else:
+                    yield name, dataset
+
+
+def _set_num_classes(node: Any, num_classes: int) -> int:
+    """Set ``num_classes`` everywhere below ``node`` and return how often."""
+    if isinstance(node, list | tuple):
+        return sum(_set_num_classes(item, num_classes) for item in node)
+    if not isinstance(node, dict):
+        return 0
+    count = int('num_classes' in node)
+    if count:
+        node['num_classes'] = num_classes
+    for key, value in node.items():
+        if key not in ('backbone', 'neck', 'data_preprocessor'):
+            count += _set_num_classes(value, num_classes)
+    return count
+
+
+def _log(root: Path, classes: tuple[str, ...], num_images: dict[str, int]) -> None:
+    images = ', '.join(f'{count} {name} images' for name, count in num_images.items())
+    print_log(
+        f'Data root {root}: {images}, {len(classes)} classes ({shorten(classes)})',
+        logger='current',
+    )
