@@ -1,7 +1,10 @@
 """MobileMamba for MMDetection and MMSegmentation; importing the package registers its modules."""
 
 from .backbones import MobileMamba
+from .checkpoint import allow_mmengine_checkpoints
 from .necks import EfficientViTFPN
 from .version import __version__
 
 __all__ = ['EfficientViTFPN', 'MobileMamba', '__version__']
+
+allow_mmengine_checkpoints()

@@ -17,6 +17,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from .arch import ARCHS, NUM_STAGES
+from .errors import UserError
 from .layers import wavelet_filters
 
 StateDict = dict[str, Tensor]
@@ -58,7 +59,7 @@ _TO_AUTHORS = tuple((re.compile(pattern), new) for pattern, new in (
 ))
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be read, or does not fit the model."""
 
 
@@ -215,7 +216,7 @@ def prepare_backbone_state_dict(model: nn.Module, state_dict: StateDict, prefix:
     misfit = describe_misfit(expected, given)
     if misfit:
         raise CheckpointError(f'the checkpoint does not fit MobileMamba:\n{misfit}'
-                              f'{_advice(model, own, prefix, state_dict)}')
+                              f'{_advice(model, own, prefix)}')
     if dropped:
         groups = sorted({k.split('.')[0] if not _FILTER_KEY.match(k) else 'wavelet filters (constant)'
                          for k in dropped})
@@ -231,10 +232,11 @@ def _is_unbuilt(key: str, model: nn.Module) -> bool:
     return bool(stage) and model.num_stages < int(stage[1]) <= NUM_STAGES
 
 
-def _advice(model: nn.Module, own: StateDict, prefix: str, whole: StateDict) -> str:
-    if not own and is_authors_layout(whole):
-        return ('\nIt is a bare backbone (a classification checkpoint): give it to the backbone, '
-                'init_cfg=dict(type="Pretrained", checkpoint=…), not to the whole model')
+def _advice(model: nn.Module, own: StateDict, prefix: str) -> str:
+    if not own:
+        return (f'\nNo key begins with {prefix!r}. If the checkpoint is a bare backbone (a classification '
+                'checkpoint), give it to the backbone, not to the whole model: '
+                'backbone.init_cfg=dict(type="Pretrained", checkpoint=…)')
     if not prefix and any(key.startswith('backbone.') for key in own):
         return ('\nIt is a whole detector or segmentor: add prefix="backbone." to init_cfg to take its '
                 'backbone')
@@ -308,3 +310,31 @@ def load_pretrained(model: nn.Module, filename: str, prefix: str = '') -> None:
     except CheckpointError as err:
         raise CheckpointError(f'{filename}: {err}') from err
     print_log(f'MobileMamba: loaded {filename}', logger='current')
+
+
+def to_authors_checkpoint(checkpoint: Mapping[str, Any], wavelet: str = 'haar') -> dict[str, Any]:
+    """A checkpoint of ours as the authors would have written it.
+
+    Args:
+        checkpoint: of a bare backbone, or of a detector or segmentor (backbone under ``backbone.``).
+        wavelet: the wavelet of the backbone.
+
+    Returns:
+        For a backbone a bare state dict, for a whole model ``{'state_dict': …}``; neck and heads keep
+        their names, which are the authors' too.
+
+    Raises:
+        CheckpointError: when it holds no MobileMamba in our layout.
+    """
+    tensors = extract_state_dict(checkpoint)
+    prefix = 'backbone.' if any(key.startswith('backbone.') for key in tensors) else ''
+    own = {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+    if is_authors_layout(own):
+        raise CheckpointError('the checkpoint is in the authors\' layout already')
+    if not any(key.startswith('stem.') for key in own):
+        raise CheckpointError(f'no MobileMamba found: the keys begin with {", ".join(list(own)[:3])}')
+    converted = {prefix + k: v for k, v in to_authors_layout(own, wavelet).items()}
+    if not prefix:
+        return converted
+    others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
+    return {'state_dict': {**converted, **others}}

@@ -23,14 +23,16 @@ from ..ops import check_backend
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """The second forward of a checkpointed block must not update the BN statistics a second time."""
-    tracking = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for module in tracking:
-        module.track_running_stats = False
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    for module in norms:
+        module.momentum = 0.0
     try:
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for module, momentum, count in before:
+            module.momentum = momentum
+            module.num_batches_tracked.copy_(count)
 
 
 class Stage(nn.Module):

@@ -1,0 +1,196 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from golden import FOLDER, GOLDEN_VARIANTS, authors_state_dict
+from mmengine.runner import load_checkpoint
+
+from mmmobilemamba import MobileMamba
+from mmmobilemamba.checkpoint import (
+    CheckpointError,
+    authors_key,
+    extract_state_dict,
+    guess_arch,
+    read_checkpoint,
+    to_authors_checkpoint,
+    to_authors_layout,
+)
+
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def t2():
+    return authors_state_dict('t2')
+
+
+def pretrained(path, **options):
+    prefix = options.pop('prefix', None)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path), **({'prefix': prefix} if prefix else {}))
+    model = MobileMamba(**{'arch': 't2', **options}, init_cfg=init_cfg)
+    model.init_weights()
+    return model
+
+
+def save(content, path):
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize('variant', GOLDEN_VARIANTS)
+def test_every_key_of_the_authors_is_written_back_exactly(variant):
+    keys = json.loads((FOLDER / f'keys_{variant}.json').read_text())
+    tensors = authors_state_dict(variant)
+    model = MobileMamba(variant)
+    model.load_state_dict(tensors)
+    written = to_authors_layout(model.state_dict())
+    assert {k: list(v.shape) for k, v in written.items()} == {
+        k: shape for k, shape in keys.items() if not k.startswith('head')}
+    for name, tensor in written.items():
+        if name in tensors:
+            assert torch.equal(tensor, tensors[name]), name
+    twin = MobileMamba(variant)
+    twin.load_state_dict(written)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(),
+                                                 strict=True))
+
+
+@pytest.mark.parametrize('container', [None, 'net_E', 'net', 'state_dict', 'model'])
+@pytest.mark.parametrize('module', ['', 'module.'])
+def test_containers(container, module, t2, tmp_path):
+    tensors = {module + k: v for k, v in t2.items()}
+    model = pretrained(save({container: tensors} if container else tensors, tmp_path / 'c.pth'))
+    assert torch.equal(model.stem[0].conv.weight, t2['patch_embed.0.c.weight'])
+    last = t2['blocks3.4.mixer.m.attn.proj.1.c.weight']
+    assert torch.equal(model.stage3.blocks[1].mixer.proj.conv.weight, last)
+
+
+def test_the_averaged_copy_is_preferred(t2, tmp_path):
+    other = {k: torch.zeros_like(v) for k, v in t2.items()}
+    model = pretrained(save({'net': other, 'net_E': t2}, tmp_path / 'c.pth'))
+    assert torch.equal(model.stem[0].conv.weight, t2['patch_embed.0.c.weight'])
+
+
+def test_distilled_head_and_unbuilt_stage_are_knowingly_left_out(t2, tmp_path, caplog):
+    t2['head_dist.l.weight'] = t2['head.l.weight']
+    model = pretrained(save(t2, tmp_path / 'c.pth'), out_indices=(1, 2))
+    assert model.num_stages == 2
+    # The same from a whole checkpoint in our layout.
+    model.load_state_dict({**MobileMamba('t2').state_dict()})
+
+
+def test_backbone_of_a_detector(t2, tmp_path):
+    tensors = {f'backbone.{k}': v for k, v in t2.items() if not k.startswith('head')}
+    tensors['bbox_head.weight'] = torch.zeros(1)
+    path = save({'meta': {}, 'state_dict': tensors}, tmp_path / 'detector.pth')
+    assert torch.equal(pretrained(path, prefix='backbone.').stem[0].conv.weight, t2['patch_embed.0.c.weight'])
+    with pytest.raises(CheckpointError, match='add prefix="backbone."'):
+        pretrained(path)
+
+
+class Detector(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = MobileMamba('t2')
+        self.head = torch.nn.Linear(2, 2)
+
+
+def test_mmengine_load_checkpoint_into_a_whole_model(t2, tmp_path):
+    model = Detector()
+    tensors = {f'backbone.{k}': v for k, v in t2.items() if not k.startswith('head')}
+    path = save({'state_dict': {**tensors, **{f'head.{k}': v for k, v in model.head.state_dict().items()}}},
+                tmp_path / 'c.pth')
+    load_checkpoint(model, str(path), strict=True)
+    assert torch.equal(model.backbone.stem[0].conv.weight, t2['patch_embed.0.c.weight'])
+
+
+def test_a_classification_file_for_a_whole_model_is_refused(t2, tmp_path):
+    with pytest.raises(CheckpointError, match="No key begins with 'backbone.'.*give it to the backbone"):
+        load_checkpoint(Detector(), str(save(t2, tmp_path / 'c.pth')))
+
+
+def test_another_variant_is_named():
+    with pytest.raises(CheckpointError, match="shapes are those of arch 't4', the model is 't2'"):
+        MobileMamba('t2').load_state_dict(authors_state_dict('t4'))
+    with pytest.raises(CheckpointError, match="shapes are those of arch 'b1/b2/b4', the model is 't2'"):
+        MobileMamba('t2').load_state_dict(MobileMamba('b1').state_dict())
+    assert guess_arch(authors_state_dict('s6')) == 's6'
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_missing_unknown_and_misshapen_keys_are_named(t2, strict):
+    del t2['blocks1.0.dw0.m.c.weight']
+    t2['blocks1.0.stranger'] = torch.zeros(1)
+    t2['patch_embed.0.c.weight'] = torch.zeros(18, 4, 3, 3)
+    with pytest.raises(CheckpointError) as error:
+        MobileMamba('t2').load_state_dict(t2, strict=strict)
+    text = str(error.value)
+    assert '1 keys of the model are not in the checkpoint: stage1.blocks.0.dw_in.conv.weight' in text
+    assert '1 keys of the checkpoint are not in the model: blocks1.0.stranger' in text
+    assert 'stem.0.conv.weight ((18, 4, 3, 3) in the checkpoint, (18, 3, 3, 3) in the model)' in text
+
+
+def test_another_wavelet_is_refused(t2):
+    t2['blocks1.0.mixer.m.attn.global_op.wt_filter'] = torch.ones(448, 1, 2, 2)
+    with pytest.raises(CheckpointError, match="not the filter of the model's wavelet 'haar'"):
+        MobileMamba('t2').load_state_dict(t2)
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ('executed',)
+
+
+def test_unreadable_files_are_refused_and_never_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = save({'a': torch.zeros(1000)}, tmp_path / 'whole.pth').read_bytes()
+    cases = {
+        'missing.pth': (None, 'does not exist'),
+        'empty.pth': (b'', 'cut short or no checkpoint'),
+        'half.pth': (whole[:len(whole) // 2], 'cut short or no checkpoint'),
+        'page.pth': (b'<!DOCTYPE html><html></html>', 'not a PyTorch checkpoint'),
+    }
+    for name, (content, message) in cases.items():
+        if content is not None:
+            Path(name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(name)
+    with pytest.raises(CheckpointError, match='could run code'):
+        read_checkpoint(str(save({'state_dict': Code()}, tmp_path / 'code.pth')))
+    assert not Path('executed').exists()
+    with pytest.raises(CheckpointError, match='holds a list'):
+        read_checkpoint(str(save([1, 2], tmp_path / 'list.pth')))
+    with pytest.raises(CheckpointError, match='no state dict found: the checkpoint holds epoch'):
+        extract_state_dict({'epoch': 3})
+    with pytest.raises(CheckpointError, match='nothing'):
+        extract_state_dict({})
+
+
+def test_convert_checkpoint_tool(tmp_path, t2):
+    model = MobileMamba('t2')
+    model.load_state_dict(t2)
+    tensors = {f'backbone.{k}': v for k, v in model.state_dict().items()}
+    tensors['neck.weight'] = torch.ones(2)
+    source = save({'state_dict': tensors, 'meta': {}}, tmp_path / 'ours.pth')
+    command = [sys.executable, REPO / 'tools/convert_checkpoint.py', source, tmp_path / 'theirs.pth']
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+    written = torch.load(tmp_path / 'theirs.pth', weights_only=True)['state_dict']
+    assert torch.equal(written.pop('neck.weight'), torch.ones(2))
+    assert set(written) == {f'backbone.{k}' for k in json.loads((FOLDER / 'keys_t2.json').read_text())
+                            if not k.startswith('head')}
+    again = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+    assert again.returncode == 2 and 'exists already' in again.stderr
+    with pytest.raises(CheckpointError, match="in the authors' layout already"):
+        to_authors_checkpoint({'state_dict': written})
+    with pytest.raises(CheckpointError, match='no MobileMamba found'):
+        to_authors_checkpoint({'weight': torch.ones(1)})
+
+
+def test_authors_key_is_one_to_one():
+    keys = list(MobileMamba('b1').state_dict())
+    assert len({authors_key(key) for key in keys}) == len(keys)

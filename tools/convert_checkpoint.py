@@ -1,0 +1,34 @@
+"""Write a checkpoint of mmmobilemamba in the authors' layout.
+
+The other direction needs no tool: the authors' files load as they are, through
+`init_cfg=dict(type='Pretrained', checkpoint=…)`, `load_from` and tools/test.py.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from mmmobilemamba.checkpoint import read_checkpoint, to_authors_checkpoint
+from mmmobilemamba.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', help='checkpoint of a backbone, detector or segmentor trained here')
+    parser.add_argument('target', type=Path, help='file to write')
+    parser.add_argument('--wavelet', default='haar', help='wavelet of the backbone (default: %(default)s)')
+    args = parser.parse_args()
+    if args.target.exists():
+        parser.error(f'{args.target} exists already; name another file')
+    try:
+        checkpoint = to_authors_checkpoint(read_checkpoint(args.source), args.wavelet)
+    except UserError as err:
+        parser.error(str(err))
+    torch.save(checkpoint, args.target)
+    print(f'{args.target}: {len(checkpoint.get("state_dict", checkpoint))} tensors in the authors\' layout')
+
+
+if __name__ == '__main__':
+    main()
