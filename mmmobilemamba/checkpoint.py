@@ -77,7 +77,15 @@ def allow_mmengine_checkpoints() -> None:
         HistoryBuffer, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar,
         # Files written under numpy 1 name the same functions by their old module.
         (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-        (multiarray.scalar, 'numpy.core.multiarray.scalar'), *dtypes])
+        (multiarray.scalar, 'numpy.core.multiarray.scalar'), *dtypes,
+        (_history_method, 'builtins.getattr')])
+
+
+def _history_method(owner: type, name: str) -> Any:
+    """What ``getattr`` may do in a checkpoint: name the statistics of mmengine's history buffers."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'attribute {name!r} of {owner!r} is not allowed')
+    return getattr(owner, name)
 
 
 def authors_key(key: str) -> str:
