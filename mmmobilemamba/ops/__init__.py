@@ -1,0 +1,13 @@
+from .selective_scan import (
+    available_backends,
+    bidirectional_selective_scan,
+    check_backend,
+    selective_scan,
+)
+
+__all__ = [
+    'available_backends',
+    'bidirectional_selective_scan',
+    'check_backend',
+    'selective_scan',
+]

@@ -1,0 +1,204 @@
+// The selective scan on CPUs as two PyTorch operators; the arithmetic is in scan_kernel.h.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <tuple>
+
+namespace {
+
+constexpr long kLanes = 32, kSteps = 32;
+using Lanes = float[kLanes];
+using Tile = float[kSteps][kLanes];
+struct Bfloat16 { unsigned short bits; };
+
+struct View {
+  const void* data;
+  long image, direction, channel, position;  // strides in elements
+};
+
+// Channels come in blocks of kLanes that do not cross a group: `blocks` per group, `parts` in all.
+struct Problem {
+  long images, K, G, N, L, channels, tiles, blocks, parts;
+  bool softplus;
+  View u, delta, u_like, delta_like;  // *_like: strides of float32 tensors laid out as u and delta
+  const float *A, *B, *C, *D, *bias;  // (K, D, N); (image, K, G, N, L) twice; (K, D) or null twice
+  float* states;                      // (image, K, tiles, N, D): the states that enter the tiles
+  float* y;
+};
+
+struct Gradients {
+  const float* y;
+  float *u, *delta;
+  float *A, *B, *C, *D, *bias;  // per image, and B and C per part
+  float* states;                // (image, K, N, D): what a tile hands to the one before it
+};
+
+namespace baseline {
+#include "scan_kernel.h"
+}
+
+// Other instruction sets are compiled beside the baseline and chosen when the program runs.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+#define MMM_X86_VARIANTS 1
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#include "scan_kernel.h"
+}
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512")
+namespace avx512 {
+#include "scan_kernel.h"
+}
+#pragma GCC pop_options
+#elif defined(__clang__) && defined(__x86_64__)
+#define MMM_X86_VARIANTS 1
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+namespace avx2 {
+#include "scan_kernel.h"
+}
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma"))), apply_to = function)
+namespace avx512 {
+#include "scan_kernel.h"
+}
+#pragma clang attribute pop
+#endif
+
+template <typename T>
+struct Kernels {
+  void (*forward)(const Problem&, long, long, long, long);
+  void (*backward)(const Problem&, const Gradients&, long, long, long, long, long);
+};
+
+template <typename T>
+Kernels<T> kernels() {
+#ifdef MMM_X86_VARIANTS
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")
+      && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+    return {avx512::forward_block<T>, avx512::backward_block<T>};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return {avx2::forward_block<T>, avx2::backward_block<T>};
+#endif
+  return {baseline::forward_block<T>, baseline::backward_block<T>};
+}
+
+template <typename F>
+void for_each_block(const Problem& p, const F& run) {
+  at::parallel_for(0, p.images * p.parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const long image = i / p.parts, part = i % p.parts, group = part / p.blocks;
+      const long width = p.channels / p.G, offset = part % p.blocks * kLanes;
+      const long lanes = width - offset < kLanes ? width - offset : kLanes;
+      run(image, group, group * width + offset, lanes, part);
+    }
+  });
+}
+
+View view(const at::Tensor& x) {  // (image, D, L) or (image, K, D, L)
+  const long last = x.dim() - 1;
+  return {x.const_data_ptr(), x.stride(0), x.dim() == 4 ? x.stride(1) : 0, x.stride(last - 1), x.stride(last)};
+}
+
+const float* floats(const std::optional<at::Tensor>& x) {
+  return x ? x->const_data_ptr<float>() : nullptr;
+}
+
+using Optional = std::optional<at::Tensor>;
+
+void check(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, const at::Tensor& B,
+           const at::Tensor& C, const Optional& D, const Optional& bias) {
+  TORCH_CHECK(u.dim() == 3 && delta.dim() == 4 && A.dim() == 3 && B.dim() == 5, "scan: wrong dimensions");
+  TORCH_CHECK(u.scalar_type() == delta.scalar_type()
+                  && (u.scalar_type() == at::kFloat || u.scalar_type() == at::kBFloat16),
+              "scan: u and delta must both be float32 or both bfloat16");
+  for (const Optional& x : {Optional(A), Optional(B), Optional(C), D, bias})
+    TORCH_CHECK(!x || (x->is_contiguous() && x->scalar_type() == at::kFloat),
+                "scan: A, B, C, D and delta_bias must be contiguous float32");
+  TORCH_CHECK(B.sizes() == C.sizes() && B.size(0) == u.size(0) && B.size(1) == A.size(0)
+                  && u.size(1) % B.size(2) == 0 && B.size(3) == A.size(2) && B.size(4) == u.size(2)
+                  && A.size(1) == u.size(1) && delta.size(0) == u.size(0) && delta.size(1) == A.size(0)
+                  && delta.size(2) == u.size(1) && delta.size(3) == u.size(2) && A.size(0) <= 2,
+              "scan: shapes do not fit together");
+  for (const Optional& x : {D, bias})
+    TORCH_CHECK(!x || x->numel() == A.size(0) * A.size(1), "scan: D and delta_bias must be (K, D)");
+}
+
+Problem problem(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, const at::Tensor& B,
+                const at::Tensor& C, const Optional& D, const Optional& bias, bool softplus) {
+  check(u, delta, A, B, C, D, bias);
+  Problem p{};
+  p.images = u.size(0), p.channels = u.size(1), p.L = u.size(2);
+  p.K = A.size(0), p.N = A.size(2), p.G = B.size(2);
+  p.tiles = (p.L + kSteps - 1) / kSteps;
+  p.blocks = (p.channels / p.G + kLanes - 1) / kLanes, p.parts = p.G * p.blocks;
+  p.softplus = softplus;
+  p.u = view(u), p.delta = view(delta);
+  p.A = A.const_data_ptr<float>(), p.B = B.const_data_ptr<float>(), p.C = C.const_data_ptr<float>();
+  p.D = floats(D), p.bias = floats(bias);
+  return p;
+}
+
+at::Tensor like(const at::Tensor& x) { return at::empty_like(x, x.options().dtype(at::kFloat)); }
+
+// y in float32, laid out as u, and the states that enter the tiles.
+std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A,
+                                           const at::Tensor& B, const at::Tensor& C, const Optional& D,
+                                           const Optional& bias, bool softplus) {
+  Problem p = problem(u, delta, A, B, C, D, bias, softplus);
+  at::Tensor y = like(u);
+  at::Tensor states = at::zeros({p.images, p.K, p.tiles, p.N, p.channels}, A.options());
+  p.y = y.data_ptr<float>(), p.u_like = view(y), p.states = states.data_ptr<float>();
+  const bool single = u.scalar_type() == at::kFloat;
+  for_each_block(p, [&](long image, long group, long channel, long lanes, long) {
+    (single ? kernels<float>().forward : kernels<Bfloat16>().forward)(p, image, group, channel, lanes);
+  });
+  return {y, states};
+}
+
+// Gradients of u and delta in float32; those of A, D and bias per image; those of B and C per image,
+// direction and block of channels.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
+    const at::Tensor& grad, const at::Tensor& states, const at::Tensor& u, const at::Tensor& delta,
+    const at::Tensor& A, const at::Tensor& B, const at::Tensor& C, const Optional& D, const Optional& bias,
+    bool softplus) {
+  Problem p = problem(u, delta, A, B, C, D, bias, softplus);
+  at::Tensor du = like(u), ddelta = like(delta);
+  at::Tensor dy = like(u).copy_(grad);
+  at::Tensor dA = at::zeros({p.images, p.K, p.channels, p.N}, A.options());
+  at::Tensor dB = at::zeros({p.images, p.K, p.parts, p.N, p.L}, A.options()), dC = at::empty_like(dB);
+  at::Tensor dD = at::zeros({p.images, p.K, p.channels}, A.options()), dbias = at::empty_like(dD);
+  at::Tensor carried = at::zeros({p.images, p.K, p.N, p.channels}, A.options());
+  p.u_like = view(du), p.delta_like = view(ddelta);
+  p.states = states.data_ptr<float>();
+  const Gradients g{dy.const_data_ptr<float>(), du.data_ptr<float>(), ddelta.data_ptr<float>(),
+                    dA.data_ptr<float>(), dB.data_ptr<float>(), dC.data_ptr<float>(), dD.data_ptr<float>(),
+                    dbias.data_ptr<float>(), carried.data_ptr<float>()};
+  const bool single = u.scalar_type() == at::kFloat;
+  for_each_block(p, [&](long image, long group, long channel, long lanes, long part) {
+    (single ? kernels<float>().backward : kernels<Bfloat16>().backward)(p, g, image, group, channel, lanes,
+                                                                        part);
+  });
+  return {du, ddelta, dA, dB, dC, dD, dbias};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
+  library.def("native_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, "
+              "bool delta_softplus) -> (Tensor y, Tensor states)");
+  library.def("native_scan_backward(Tensor grad, Tensor states, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, "
+              "Tensor? D, Tensor? delta_bias, bool delta_softplus) "
+              "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(mmmobilemamba, CPU, library) {
+  library.impl("native_scan", &forward);
+  library.impl("native_scan_backward", &backward);
+}

@@ -1,0 +1,1 @@
+"""The CUDA kernel of the package mamba-ssm."""

@@ -1,0 +1,420 @@
+"""The selective scan vectorised in plain PyTorch, for any device; the symbols are those of :mod:`.reference`.
+
+The L positions are cut into c chunks of T. A chunk maps the state that enters it to ``p · h + s``, and all
+chunks find their p and s at once in T steps; a scan over the c pairs (the same scan, c times shorter)
+gives the state that enters each chunk, and T more steps fill in the states between. This never divides by a product of decays, so
+that nothing overflows.
+
+The work goes through tiles of channels that stay in the processor's cache. Arrays of a tile are laid out as
+(T, b, c, d) or (T, b, c, N, d), d channels innermost: what one step touches is contiguous, and position l
+is step l % T of chunk l // T. The backward pass computes the states of a tile anew, so that between
+the two passes nothing but the inputs is kept.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor
+
+from . import reference
+from .interface import Backend, compute_dtype, register
+
+LOG2_E = 1 / math.log(2)
+CPU_TILE = 1 << 20
+DEVICE_TILE = 1 << 24
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """How the work is cut: tiles of b × d systems, and in each T steps × c chunks of positions."""
+
+    batch: int
+    channels: int
+    length: int
+    steps: int
+    chunks: int
+
+    @classmethod
+    def of(cls, u: Tensor, states: int, groups: int) -> '_Tiling':
+        batch, channels, length = u.shape
+        size = (CPU_TILE if u.device.type == 'cpu' else DEVICE_TILE) // (length * states)
+        steps = _chunk_length(length)
+        d = _divisor_up_to(channels // groups, size)
+        b = _divisor_up_to(batch, size // d) if d == channels else 1
+        return cls(b, d, length, steps, -(-length // steps))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.steps, self.batch, self.chunks, self.channels
+
+    @property
+    def padding(self) -> int:
+        return self.steps * self.chunks - self.length
+
+    def load(self, x: Tensor, out: Tensor) -> Tensor:
+        """Copy x (b, d, L) to out (T, b, c, d), with zeros behind the last position."""
+        if _needs_transposition(x):
+            x = _transpose_matrices(x.unflatten(1, (-1, self._width)))  # (b, s, L, w)
+            x, out_ = x.transpose(1, 2), out.unflatten(3, (-1, self._width))
+        else:
+            x, out_ = x.transpose(1, 2), out
+        if self.padding:
+            x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, self.padding))
+        out_.copy_(x.unflatten(1, (self.chunks, self.steps)).movedim(2, 0))
+        return out
+
+    def load_rows(self, x: Tensor) -> Tensor:
+        """Give x (b, N, L) as (T, b, c, N, 1), to be combined with (T, b, c, N, d)."""
+        x = F.pad(x, (0, self.padding)).unflatten(2, (self.chunks, self.steps))
+        return x.permute(3, 0, 2, 1).contiguous()[..., None]
+
+    def store(self, x: Tensor, out: Tensor) -> None:
+        """Copy x (T, b, c, d) to out (b, d, L)."""
+        if _needs_transposition(out):
+            x = x.unflatten(3, (-1, self._width)).permute(1, 3, 2, 0, 4).flatten(2, 3)
+            x = _transpose_matrices(x[:, :, : self.length]).flatten(1, 2)
+        elif self.padding:
+            x = x.permute(1, 3, 2, 0).flatten(2, 3)[..., : self.length]
+        else:
+            x, out = x.permute(1, 3, 2, 0), out.unflatten(2, (self.chunks, self.steps))
+        out.copy_(x)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Give x (T, b, c, N) as (b, N, L)."""
+        return x.permute(1, 3, 2, 0).flatten(2, 3)[..., : self.length]
+
+    @property
+    def _width(self) -> int:
+        return _divisor_up_to(self.channels, 64)
+
+
+def _divisor_up_to(n: int, limit: int) -> int:
+    return next(k for k in range(max(1, min(n, limit)), 0, -1) if n % k == 0)
+
+
+def _chunk_length(n: int) -> int:
+    """T for n positions: near 12, and if possible a divisor of n, which saves padding."""
+    divisors = [t for t in range(6, 25) if n % t == 0]
+    return min(divisors, key=lambda t: abs(math.log(t / 12)), default=12)
+
+
+def _needs_transposition(x: Tensor) -> bool:
+    return x.device.type == 'cpu' and x.dtype == torch.float32 and x[0].is_contiguous() and x.shape[2]>1
+
+
+def _transpose_matrices(x: Tensor) -> Tensor:
+    """Give x (b, s, m, n), with contiguous matrices, as contiguous (b, s, n, m).
+
+    On a CPU, copying a transposed view misses the cache at almost every element. Shuffling the m·n
+    "channels" of b·s pixels is the same permutation in small blocks, up to ten times as fast.
+    """
+    b, s, m, n = x.shape
+    pixels = x.reshape(b * s, 1, 1, m * n).permute(0, 3, 1, 2)
+    return torch.native_channel_shuffle(pixels, m).permute(0, 2, 3, 1).view(b, s, n, m)
+
+
+def _scan_(decay: Tensor, state: Tensor, backwards: bool) -> None:
+    """``state_l += decay_l · state_{l-1}`` over all positions in place; both (T, b, c, ...)."""
+    a, h = decay.unbind(), state.unbind()
+    order = range(len(a))[:: -1 if backwards else 1]
+    first = order[0]
+    if decay.shape[2] > 1:
+        p, s = a[first].clone(), h[first].clone()
+        for t in order[1:]:
+            torch.addcmul(h[t], a[t], s, out=s)
+            p.mul_(a[t])
+        s = _scan_chunks(p, s, backwards)
+        into, out_of = (slice(None, -1), slice(1, None))[:: 1 if backwards else -1]
+        h[first][:, into].addcmul_(a[first][:, into], s[:, out_of])
+    for previous, t in pairwise(order):
+        h[t].addcmul_(a[t], h[previous])
+
+
+def _scan_chunks(p: Tensor, s: Tensor, backwards: bool) -> Tensor:
+    """The same scan over dimension 1 of p and s (b, c, N, d), which are overwritten."""
+    count = p.shape[1]
+    steps = count if count < 12 else _chunk_length(count)
+    padding = -count % steps
+    if padding:
+        p, s = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (p, s))
+    p_, s_ = (x.unflatten(1, (-1, steps)).movedim(2, 0) for x in (p, s))
+    _scan_(p_, s_, backwards)
+    return s[:, :count]
+
+
+def _shift(x: Tensor, backwards: bool, out: Tensor) -> Tensor:
+    """out_l = x_{l-1}, the value at the position scanned before (zero at the first); (T, b, c, ...)."""
+    if backwards:
+        out[:-1], out[-1, :, :-1], out[-1, :, -1] = x[1:], x[0, :, 1:], 0
+    else:
+        out[1:], out[0, :, 1:], out[0, :, 0] = x[:-1], x[-1, :, :-1], 0
+    return out
+
+
+class _Work:
+    """The arguments of one call, and the buffers that its tiles use one after the other."""
+
+    def __init__(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+    ) -> None:
+        dtype = compute_dtype(u, delta, A, B, C, D, delta_bias)
+        self.u_source, self.delta_source, self.delta_softplus = u, delta, delta_softplus
+        self.A, self.B, self.C, self.D, self.delta_bias = (
+            None if x is None else x.to(dtype) for x in (A, B, C, D, delta_bias)
+        )
+        groups = math.lcm(*(x.shape[2] for x in (B, C) if x.dim() == 5))
+        self.tiling = _Tiling.of(u, A.shape[2], groups)
+        self.u, self.delta = self.buffer(), self.buffer()
+        self.decay, self.state = self.state_buffer(), self.state_buffer()
+
+    def buffer(self) -> Tensor:
+        """Room for (T, b, c, d)."""
+        return self.A.new_empty(self.tiling.shape)
+
+    def state_buffer(self) -> Tensor:
+        """Room for (T, b, c, N, d)."""
+        return self.A.new_empty(*self.tiling.shape[:3], self.A.shape[2], self.tiling.channels)
+
+    def tiles(self) -> Iterator['_Tile']:
+        batch, channels = self.u_source.shape[:2]
+        for image in range(0, batch, self.tiling.batch):
+            for channel in range(0, channels, self.tiling.channels):
+                yield _Tile(
+                    self,
+                    slice(image, image + self.tiling.batch),
+                    slice(channel, channel + self.tiling.channels),
+                )
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some images and channels of the work."""
+
+    work: _Work
+    images: slice
+    channels: slice
+
+    def load(self, x: Tensor, out: Tensor, k: int | None = None) -> Tensor:
+        """Copy this tile of x (b, D, L), or of direction k of x (b, K, D, L), to out (T, b, c, d)."""
+        return self.work.tiling.load(self._of(x, k).to(out.dtype), out)
+
+    def store(self, x: Tensor, out: Tensor, k: int | None = None) -> None:
+        """Copy x (T, b, c, d) to this tile of out (b, D, L), or of direction k of out (b, K, D, L)."""
+        self.work.tiling.store(x, self._of(out, k))
+
+    def _of(self, x: Tensor, k: int | None) -> Tensor:
+        return x[self.images, self.channels] if k is None else x[self.images, k, self.channels]
+
+    def load_rows(self, x: Tensor, k: int) -> Tensor:
+        """Direction k of B or C, to be combined with (T, b, c, N, d)."""
+        if x.dim() == 3:
+            return x[k, self.channels].t().contiguous()
+        return self.work.tiling.load_rows(x[self.images, k, self._group(x)])
+
+    def add_rows(self, product: Tensor, k: int, out: Tensor) -> None:
+        """Sum product (T, b, c, N, d) into direction k of the gradient of B or C."""
+        if out.dim() == 3:
+            out[k, self.channels] += product.sum((0, 1, 2)).t()
+        else:
+            out[self.images, k, self._group(out)] += self.work.tiling.rows(product.sum(-1))
+
+    def _group(self, x: Tensor) -> int:
+        return self.channels.start * x.shape[2] // self.work.u_source.shape[1]
+
+    def discretise(self, k: int, slope: Tensor | None = None) -> None:
+        """Fill the buffers: Δ, exp(Δ A) and Δ B u of direction k; in slope, dΔ / d delta."""
+        work = self.work
+        z = self.load(work.delta_source, work.delta, k)
+        if work.delta_bias is not None:
+            z.add_(work.delta_bias[k, self.channels])
+        if work.delta_softplus:
+            if slope is not None:
+                torch.sigmoid(z, out=slope)
+            # max(z, 0) + log1p(exp(-|z|)); on a CPU twice as fast as F.softplus
+            rest = work.state.view(-1)[: z.numel()].view_as(z)
+            torch.abs(z, out=rest).mul_(-LOG2_E).exp2_().log1p_()
+            z.clamp_min_(0).add_(rest)
+        elif slope is not None:
+            slope.fill_(1)
+        step = z.unsqueeze(3)
+        torch.mul(step, work.A[k, self.channels].t() * LOG2_E, out=work.decay).exp2_()
+        if padding := work.tiling.padding:
+            work.decay[-padding:, :, -1] = 0
+        torch.mul(work.u.unsqueeze(3), self.load_rows(work.B, k), out=work.state).mul_(step)
+
+
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    y = torch.empty_like(u)
+    work = _Work(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    total = work.buffer()
+    for tile in work.tiles():
+        tile.load(u, work.u)
+        if D is None:
+            total.zero_()
+        else:
+            torch.mul(work.u, work.D[:, tile.channels].sum(0), out=total)
+        for k in range(delta.shape[1]):
+            tile.discretise(k)
+            _scan_(work.decay, work.state, backwards=k == 1)
+            rows = tile.load_rows(work.C, k)
+            if A.shape[2] == 1:
+                total.addcmul_(work.state.squeeze(3), rows.squeeze(-2))
+            else:
+                total.add_(work.state.mul_(rows).sum(3))
+        tile.store(total, y)
+    return y
+
+
+def _backward(
+    grad: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> list[Tensor]:
+    """Gradients of the tensors that are not None, in their order.
+
+    With the gradient g_t of h_t, itself a scan in the other direction:
+    g_t = C_t dy_t + exp(Δ_{t+1} A) g_{t+1}.
+    """
+    work = _Work(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    du_all, ddelta_all = torch.empty_like(u), torch.empty_like(delta)
+    sums = [work.A, work.B, work.C, work.D, work.delta_bias]
+    dA, dB, dC, dD, dbias = sums = [None if x is None else torch.zeros_like(x) for x in sums]
+    dy, du, slope = work.buffer(), work.buffer(), work.buffer()
+    g, spare = work.state_buffer(), work.state_buffer()
+    for tile in work.tiles():
+        part = tile.channels
+        tile.load(u, work.u)
+        tile.load(grad, dy)
+        if D is None:
+            du.zero_()
+        else:
+            dD[:, part] += torch.mul(dy, work.u, out=du).sum((0, 1, 2))
+            torch.mul(dy, work.D[:, part].sum(0), out=du)
+        for k in range(delta.shape[1]):
+            tile.discretise(k, slope)
+            decay, h, step = work.decay, work.state, work.delta.unsqueeze(3)
+            torch.mul(dy.unsqueeze(3), tile.load_rows(work.C, k), out=g)
+            _scan_(_shift(decay, k == 0, spare), g, backwards=k == 0)
+            _scan_(decay, h, backwards=k == 1)
+            tile.add_rows(torch.mul(h, dy.unsqueeze(3), out=spare), k, dC)
+            kept = _shift(h, k == 1, spare).mul_(decay).mul_(g)  # g_t exp(Δ_t A) h_{t-1}
+            dA[k, part] += torch.mul(kept, step, out=decay).sum((0, 1, 2)).t()
+            tile.add_rows(torch.mul(g, step, out=h).mul_(work.u.unsqueeze(3)), k, dB)
+            received = _over_states(g.mul_(tile.load_rows(work.B, k)))  # dL / d(Δ_t u_t)
+            du.addcmul_(work.delta, received)
+            ddelta = _over_states(kept.mul_(work.A[k, part].t()))
+            ddelta.addcmul_(work.u, received).mul_(slope)
+            if dbias is not None:
+                dbias[k, part] += ddelta.sum((0, 1, 2))
+            tile.store(ddelta, ddelta_all, k)
+        tile.store(du, du_all)
+    given = [x for x in (A, B, C, D, delta_bias) if x is not None]
+    sums = [x for x in sums if x is not None]
+    return [du_all, ddelta_all, *(x.to(y.dtype) for x, y in zip(sums, given, strict=True))]
+
+
+def _over_states(x: Tensor) -> Tensor:
+    """Sum (T, b, c, N, d) over N, without a copy where N is 1."""
+    return x.squeeze(3) if x.shape[3] == 1 else x.sum(3)
+
+
+def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.delta_softplus = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        grads = twice_differentiable(grad, tensors, ctx.delta_softplus)
+    else:
+        grads = _backward_op(grad, *tensors, ctx.delta_softplus)
+    grads = iter(grads)
+    return *(None if x is None else next(grads) for x in tensors), None
+
+
+def twice_differentiable(
+    grad: Tensor, tensors: tuple[Tensor | None, ...], delta_softplus: bool
+) -> list[Tensor | None]:
+    """The gradients through the reference, for backward(create_graph=True)."""
+    _say_once_that_this_is_slow()
+    # Aliases, so that a tensor computed from another one does not hand its gradient on to it here.
+    aliases = [None if x is None else x.view_as(x) for x in tensors]
+    y = reference.scan(*aliases, delta_softplus)
+    needed = [x for x in aliases if x is not None and x.requires_grad]
+    grads = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
+    return [next(grads) if x.requires_grad else None for x in aliases if x is not None]
+
+
+@cache
+def _say_once_that_this_is_slow() -> None:
+    print_log(
+        'A graph is being created of the gradient of a selective scan; the backend '
+        "'torch' takes its gradient through the slow backend 'reference' for that.",
+        logger='current',
+    )
+
+
+if hasattr(torch.library, 'custom_op'):
+    # One node in the graphs of torch.compile, torch.export and torch.jit.trace instead of every step.
+    _arguments = (
+        'Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, '
+        'bool delta_softplus'
+    )
+    scan = torch.library.custom_op(
+        'mmmobilemamba::selective_scan',
+        _forward,
+        mutates_args=(),
+        schema=f'({_arguments}) -> Tensor',
+    )
+    scan.register_fake(lambda u, *rest: torch.empty_like(u))
+    scan.register_autograd(_differentiate, setup_context=_setup_context)
+    _backward_op = torch.library.custom_op(
+        'mmmobilemamba::selective_scan_backward',
+        _backward,
+        mutates_args=(),
+        schema=f'(Tensor grad, {_arguments}) -> Tensor[]',
+    )
+    _backward_op.register_fake(
+        lambda grad, *rest: [torch.empty_like(x) for x in rest if isinstance(x, Tensor)]
+    )
+else:
+    _backward_op = _backward
+
+    class _Scan(torch.autograd.Function):
+        forward = staticmethod(_forward)
+        setup_context = staticmethod(_setup_context)
+        backward = staticmethod(_differentiate)
+
+    scan = _Scan.apply
+
+register(Backend('torch', rank=10, scan=scan))
