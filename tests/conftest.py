@@ -79,3 +79,69 @@ def coco_root(tmp_path: Path) -> Path:
 @pytest.fixture
 def ade_root(tmp_path: Path) -> Path:
     return make_ade(tmp_path / 'ade')
+
+
+REPOSITORY = Path(__file__).parent.parent
+
+DET_CONFIG = """
+_base_ = 'REPOSITORY/configs/det/retinanet_mobilemamba.py'
+model = dict(
+    backbone=dict(arch='t2'),
+    neck=dict(in_channels=[144, 272, 368], out_channels=32),
+    bbox_head=dict(in_channels=32, feat_channels=32, stacked_convs=1),
+)
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].scale = (96, 96)
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = (96, 96)
+train_dataloader = dict(batch_size=2, num_workers=0, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=0, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+train_cfg = dict(max_epochs=1)
+default_hooks = dict(logger=dict(interval=1))
+"""
+
+SEG_CONFIG = """
+_base_ = [
+    'mmseg::_base_/models/pspnet_r50-d8.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    'mmseg::_base_/default_runtime.py',
+    'mmseg::_base_/schedules/schedule_80k.py',
+]
+custom_imports = dict(imports=['mmmobilemamba'], allow_failed_imports=False)
+crop_size = (64, 64)
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    pretrained=None,
+    backbone=dict(_delete_=True, type='MobileMamba', arch='t2', out_indices=(2, 3)),
+    decode_head=dict(in_channels=368, in_index=1, channels=32, num_classes=150),
+    auxiliary_head=dict(in_channels=272, in_index=0, channels=32, num_classes=150),
+)
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].scale = (128, 64)
+train_pipeline[3].crop_size = crop_size
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = (128, 64)
+train_dataloader = dict(batch_size=2, num_workers=0, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=0, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
+"""
+
+
+def write_config(path: Path, text: str) -> Path:
+    path.write_text(text.replace('REPOSITORY', str(REPOSITORY)))
+    return path
+
+
+@pytest.fixture
+def det_config(tmp_path: Path) -> Path:
+    """File of a small RetinaNet that trains for two iterations on ``coco_root``."""
+    return write_config(tmp_path / 'tiny_retinanet.py', DET_CONFIG)
+
+
+@pytest.fixture
+def seg_config(tmp_path: Path) -> Path:
+    """File of a small PSPNet that trains for two iterations on ``ade_root``."""
+    return write_config(tmp_path / 'tiny_pspnet.py', SEG_CONFIG)

@@ -77,8 +77,7 @@ def read_ade_split(root: Path, split: str, num_classes: int) -> AdeSplit:
     names = _list_files(root / images, IMAGE_SUFFIXES)
     if not names:
         raise UserError(
-            f'{root / images} holds no image; expected are files that end in '
-            f'{", ".join(IMAGE_SUFFIXES)}.'
+            f'{root / images} holds no image; expected are files that end in {", ".join(IMAGE_SUFFIXES)}.'
         )
     suffixes = sorted({Path(name).suffix for name in names})
     if len(suffixes) > 1:
@@ -95,9 +94,7 @@ def read_ade_split(root: Path, split: str, num_classes: int) -> AdeSplit:
             f'same name in {root / maps}: {shorten(missing)}. Add the maps or remove the images.'
         )
     for stem in sample(stems):
-        _check_map(
-            root / maps / (stem + MAP_SUFFIX), root / images / (stem + suffixes[0]), num_classes
-        )
+        _check_map(root / maps / (stem + MAP_SUFFIX), root / images / (stem + suffixes[0]), num_classes)
     return AdeSplit(str(images), str(maps), suffixes[0], len(names))
 
 

@@ -188,9 +188,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < float('inf')
 
 
-def _check_filter(
-    path: Path, content: dict[str, list[dict]], filter_cfg: Mapping[str, Any]
-) -> None:
+def _check_filter(path: Path, content: dict[str, list[dict]], filter_cfg: Mapping[str, Any]) -> None:
     images = content['images']
     min_size = filter_cfg.get('min_size', 0)
     annotated = {a['image_id'] for a in content['annotations']}

@@ -18,7 +18,7 @@ from .layout import shorten
 GOLDEN_RATIO = 0.618
 
 
-def retarget(cfg: Config, data_root: str | Path, train: bool = True) -> Config:
+def retarget(cfg: Config, data_root: str | Path) -> Config:
     """Point a config at another data set of the same layout, and check that data set.
 
     Detection configs take the COCO layout, and their classes come from its annotation file.
@@ -26,9 +26,9 @@ def retarget(cfg: Config, data_root: str | Path, train: bool = True) -> Config:
     every data set, and their number to every head.
 
     Args:
-        cfg: A config of mmdet or mmseg; it is not changed.
+        cfg: A config of mmdet or mmseg; it is not changed. Without a ``train_dataloader``, the
+            training split is neither read nor needed.
         data_root: Folder of the data set.
-        train: Whether the training split will be used. If not, it is neither read nor needed.
 
     Returns:
         The changed config.
@@ -40,13 +40,11 @@ def retarget(cfg: Config, data_root: str | Path, train: bool = True) -> Config:
     root = Path(data_root)
     scope = cfg.get('default_scope')
     if scope == 'mmdet':
-        num_classes = _retarget_coco(cfg, root, train)
+        num_classes = _retarget_coco(cfg, root)
     elif scope == 'mmseg':
-        num_classes = _retarget_ade(cfg, root, train)
+        num_classes = _retarget_ade(cfg, root)
     else:
-        raise UserError(
-            f'--data-root works with configs of mmdet and mmseg, but default_scope={scope!r}.'
-        )
+        raise UserError(f'--data-root works with configs of mmdet and mmseg, but default_scope={scope!r}.')
     if not _set_num_classes(cfg.model, num_classes):
         raise UserError('No head of the model has num_classes, so --data-root cannot set it.')
     if 'data_root' in cfg:
@@ -54,13 +52,13 @@ def retarget(cfg: Config, data_root: str | Path, train: bool = True) -> Config:
     return cfg
 
 
-def check_data_exists(cfg: Config, train: bool = True) -> None:
+def check_data_exists(cfg: Config) -> None:
     """Check that the files and folders of a config's own data set are there.
 
     Raises:
         UserError: If one is missing.
     """
-    for loader, dataset in _datasets(cfg, train):
+    for loader, dataset in _datasets(cfg):
         places = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
         for place in filter(None, places):
             path = os.path.join(dataset.get('data_root') or '', place)
@@ -81,9 +79,9 @@ def make_palette(num_colours: int) -> list[tuple[int, int, int]]:
     return palette
 
 
-def _retarget_coco(cfg: Config, root: Path, train: bool) -> int:
+def _retarget_coco(cfg: Config, root: Path) -> int:
     splits = {}
-    for loader, dataset in _datasets(cfg, train):
+    for loader, dataset in _datasets(cfg):
         split = 'train' if loader == 'train_dataloader' else 'val'
         if split not in splits:
             with_masks = any(t.get('with_mask') for t in dataset.get('pipeline', []))
@@ -130,10 +128,10 @@ def _check_same_classes(splits: dict[str, CocoSplit]) -> None:
     )
 
 
-def _retarget_ade(cfg: Config, root: Path, train: bool) -> int:
+def _retarget_ade(cfg: Config, root: Path) -> int:
     classes = read_classes(root)
     splits = {}
-    for loader, dataset in _datasets(cfg, train):
+    for loader, dataset in _datasets(cfg):
         split = 'training' if loader == 'train_dataloader' else 'validation'
         if split not in splits:
             splits[split] = read_ade_split(root, split, len(classes))
@@ -143,18 +141,16 @@ def _retarget_ade(cfg: Config, root: Path, train: bool) -> int:
         dataset.img_suffix = splits[split].image_suffix
         dataset.data_root = str(root)
         dataset.ann_file = ''
-        dataset.data_prefix = dict(
-            img_path=splits[split].image_folder, seg_map_path=splits[split].map_folder
-        )
+        dataset.data_prefix = dict(img_path=splits[split].image_folder, seg_map_path=splits[split].map_folder)
         dataset.metainfo = dict(classes=classes, palette=make_palette(len(classes)))
     _log(root, classes, {name: split.num_images for name, split in splits.items()})
     return len(classes)
 
 
-def _datasets(cfg: Config, train: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def _datasets(cfg: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     """The innermost data sets of a config, each with the name of its data loader."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        if cfg.get(name) and (train or name != 'train_dataloader'):
+        if cfg.get(name):
             pending = [cfg[name].dataset]
             while pending:
                 dataset = pending.pop()

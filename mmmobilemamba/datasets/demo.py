@@ -27,11 +27,11 @@ PHOTOGRAPHS = {
 }  # fmt: skip
 ADE_SPLITS = {'train': 'training', 'val': 'validation'}
 
-DIGIT_SIZES = (16, 100)
-DIGITS_PER_IMAGE = (4, 9)
+DIGIT_SIZES = (20, 96)
+DIGITS_PER_IMAGE = (5, 9)
 GAP = 2
 MIN_CONTRAST = 90
-INK_RANGE = (0.35, 0.65)
+INK_RANGE = (0.42, 0.58)
 
 
 def make_demo_data(
@@ -174,7 +174,7 @@ def _compose(
     """Yield (photograph, picture, [(scan id, digit, mask)]) for each of ``number`` pictures."""
     names = list(photographs)
     rng = np.random.default_rng([seed, len(names)])
-    smallest, largest = DIGIT_SIZES[0], min(DIGIT_SIZES[1], image_size * 5 // 8)
+    smallest, largest = DIGIT_SIZES[0], min(DIGIT_SIZES[1], image_size * 3 // 4)
     position = 0
     for index in range(number):
         name = names[index % len(names)]

@@ -69,6 +69,5 @@ def image_size(path: Path) -> tuple[int, int]:
             return image.size
     except OSError as error:
         raise UserError(
-            f'{path} cannot be read as an image ({error}). Replace the file or take it out of the '
-            'data set.'
+            f'{path} cannot be read as an image ({error}). Replace the file or take it out of the data set.'
         ) from error

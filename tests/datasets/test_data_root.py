@@ -142,7 +142,9 @@ class TestDetection:
 
     def test_testing_needs_no_training_split(self, coco_root):
         (coco_root / 'annotations/instances_train2017.json').unlink()
-        assert retarget(det_config(), coco_root, train=False).model.bbox_head.num_classes == 2
+        cfg = det_config()
+        cfg.train_dataloader = None
+        assert retarget(cfg, coco_root).model.bbox_head.num_classes == 2
         with pytest.raises(UserError, match='lacks annotations/instances_train2017.json'):
             retarget(det_config(), coco_root)
 
@@ -241,7 +243,9 @@ class TestSegmentation:
 
     def test_testing_needs_no_training_split(self, ade_root):
         (ade_root / 'images/training').rename(ade_root / 'images/away')
-        retarget(seg_config(), ade_root, train=False)
+        cfg = seg_config()
+        cfg.train_dataloader = None
+        assert retarget(cfg, ade_root).model.decode_head.num_classes == 3
         with pytest.raises(UserError, match='lacks images/training/'):
             retarget(seg_config(), ade_root)
 
@@ -305,9 +309,10 @@ def test_missing_data_of_the_config_itself_is_refused(coco_root):
     cfg = retarget(cfg, coco_root)
     check_data_exists(cfg)
     (coco_root / 'train2017').rename(coco_root / 'away')
-    check_data_exists(cfg, train=False)
     with pytest.raises(UserError, match='train2017/ does not exist'):
         check_data_exists(cfg)
+    cfg.train_dataloader = None
+    check_data_exists(cfg)
 
 
 def test_other_scopes_and_models_without_heads_are_refused(coco_root):

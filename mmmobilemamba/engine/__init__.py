@@ -1,0 +1,37 @@
+from .command_line import common_parser, user_errors_reported
+from .config import (
+    dump_predictions,
+    enable_amp,
+    enable_auto_scale_lr,
+    enable_tta,
+    load_config,
+    set_randomness,
+    set_work_dir,
+    show_predictions,
+    skip_training,
+    skip_validation,
+)
+from .launch import build_runner, init_processes
+from .start import load_for_testing, load_for_training, resume_training
+from .strict_load_hook import StrictLoadHook
+
+__all__ = [
+    'StrictLoadHook',
+    'build_runner',
+    'common_parser',
+    'dump_predictions',
+    'enable_amp',
+    'enable_auto_scale_lr',
+    'enable_tta',
+    'init_processes',
+    'load_config',
+    'resume_training',
+    'set_randomness',
+    'set_work_dir',
+    'show_predictions',
+    'skip_training',
+    'skip_validation',
+    'load_for_training',
+    'load_for_testing',
+    'user_errors_reported',
+]

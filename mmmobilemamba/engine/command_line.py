@@ -1,0 +1,53 @@
+"""What the command lines of training and testing share."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmengine.config import DictAction
+
+from ..checkpoint import CheckpointError
+from ..errors import UserError
+
+
+def common_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that both tools take, named as in the other OpenMMLab packages."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file, for example configs/det/….py')
+    parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/<name of config>)'
+    )
+    parser.add_argument(
+        '--data-root',
+        metavar='DIR',
+        help='use the data set in DIR instead of the one of the config. Detection: COCO layout '
+        '(annotations/instances_{train,val}2017.json, train2017/, val2017/), the classes come from '
+        'the annotation files. Segmentation: ADE layout (images/{training,validation}/, '
+        'annotations/{training,validation}/) with a classes.txt, one name per line',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change settings of the config, for example optim_wrapper.optimizer.lr=1e-4 '
+        'train_dataloader.batch_size=8 (lists: key="[a,b]")',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how several processes are started (default: none, one process)',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+@contextmanager
+def user_errors_reported() -> Iterator[None]:
+    """Print what the user can put right as one message, without a traceback, and exit with 1."""
+    try:
+        yield
+    except (UserError, CheckpointError) as error:
+        sys.exit(f'error: {error}')

@@ -1,0 +1,219 @@
+"""From command line options to settings of a config."""
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
+from mmengine.logging import print_log
+
+from ..datasets.layout import shorten
+from ..errors import UserError
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """Read a config file and the changes given by ``--cfg-options``.
+
+    Raises:
+        UserError: If the file does not exist, or needs a package that is not installed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        siblings = shorten(sorted(p.name for p in file.parent.glob('*.py')), 20)
+        raise UserError(
+            f'The config {path!r} does not exist. '
+            + (f'{file.parent}/ holds: {siblings}.' if siblings else f'{file.parent}/ has none.')
+        )
+    try:
+        with warnings.catch_warnings():
+            # MMEngine sets it off a dozen times, and nobody here can do anything about it.
+            warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
+            cfg = Config.fromfile(path)
+    except ImportError as error:
+        reason = error
+        # MMEngine's own message lists sys.path, and not what went wrong.
+        while reason.__context__ is not None:
+            reason = reason.__context__
+        raise UserError(
+            f'The config {path!r} needs a package that cannot be imported: {reason}. Detection '
+            'needs mmdet, segmentation mmsegmentation; see the installation in the README.'
+        ) from error
+    cfg.merge_from_dict(options or {})
+    for loader in (cfg.get(name) for name in LOADERS):
+        # PyTorch refuses to keep workers alive where there are none.
+        if loader and loader.get('num_workers') == 0:
+            loader.persistent_workers = False
+    return cfg
+
+
+def set_work_dir(cfg: Config, work_dir: str | None = None) -> None:
+    """Choose the work directory: as given, else as in the config, else ``work_dirs/<config name>``.
+
+    Raises:
+        UserError: If nothing can be written there.
+    """
+    cfg.work_dir = work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(cfg.filename).stem}'
+    check_writable(cfg.work_dir, '--work-dir')
+
+
+def check_writable(folder: str | Path, option: str) -> None:
+    """Make a folder and check that files can be written to it.
+
+    Raises:
+        UserError: If not; it names the option that chose the folder.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f'Cannot write to {str(folder)!r} ({error}). Choose another folder with {option}.'
+        ) from error
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train with automatic mixed precision.
+
+    Raises:
+        UserError: If there is no accelerator for it, or the config has an optimizer wrapper of its
+            own.
+    """
+    if not (is_cuda_available() or is_npu_available() or is_musa_available()):
+        raise UserError('--amp needs a GPU or another accelerator, and none was found. Train without --amp.')
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if wrapper == 'AmpOptimWrapper':
+        return
+    if wrapper != 'OptimWrapper':
+        raise UserError(
+            f'--amp turns an OptimWrapper into an AmpOptimWrapper, but the config has a {wrapper}.'
+        )
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate with the batch size.
+
+    Raises:
+        UserError: If the config does not say which batch size its learning rate is for.
+    """
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise UserError(
+            '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=…) in the config: the batch '
+            'size of all GPUs together for which its learning rate was chosen.'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def set_randomness(cfg: Config, seed: int | None, deterministic: bool) -> None:
+    """Seed the random generators, and choose deterministic algorithms."""
+    randomness = cfg.get('randomness', {})
+    if seed is not None:
+        randomness['seed'] = seed
+    if deterministic:
+        randomness['deterministic'] = True
+    if randomness:
+        cfg.randomness = randomness
+
+
+def skip_validation(cfg: Config) -> None:
+    """Train without evaluating checkpoints."""
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    # "Best" is measured by validation.
+    cfg.default_hooks.get('checkpoint', {}).pop('save_best', None)
+
+
+def skip_training(cfg: Config) -> None:
+    """Take the training parts out of a config.
+
+    MMEngine builds the training data when a hook asks a test run for its iteration, as the one of
+    MMSegmentation that draws predictions does.
+    """
+    cfg.train_cfg = cfg.train_dataloader = cfg.optim_wrapper = cfg.param_scheduler = None
+
+
+def show_predictions(
+    cfg: Config, show: bool = False, show_dir: str | None = None, wait_time: float = 2
+) -> None:
+    """Draw the predictions of every test image.
+
+    Args:
+        cfg: The config to change.
+        show: Open a window for each image.
+        show_dir: Folder for the drawn images.
+        wait_time: Seconds that each window stays.
+
+    Raises:
+        UserError: If the config has no visualization hook, or ``show_dir`` cannot be written.
+    """
+    if not show and show_dir is None:
+        return
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UserError(
+            '--show and --show-dir need a hook named "visualization" in the default_hooks of the '
+            'config: DetVisualizationHook or SegVisualizationHook.'
+        )
+    hook.draw = True
+    if show:
+        hook.update(show=True, wait_time=wait_time)
+    if show_dir is not None:
+        check_writable(show_dir, '--show-dir')
+        folder = str(Path(show_dir).absolute())
+        if cfg.get('default_scope') == 'mmseg':
+            cfg.visualizer.save_dir = folder
+        else:
+            hook.test_out_dir = folder
+    if cfg.get('default_scope') == 'mmseg':
+        # By default it draws every 50th image only.
+        hook.interval = 1
+
+
+def dump_predictions(cfg: Config, out: str | None) -> None:
+    """Write the predictions: a pickle file for detection, a folder of label maps for segmentation.
+
+    Raises:
+        UserError: If ``out`` is of the wrong kind, or cannot be written.
+    """
+    if out is None:
+        return
+    evaluators = cfg.test_evaluator
+    evaluators = list(evaluators) if isinstance(evaluators, list) else [evaluators]
+    if cfg.get('default_scope') == 'mmseg':
+        check_writable(out, '--out')
+        for evaluator in evaluators:
+            evaluator.output_dir = out
+    else:
+        if not out.endswith(('.pkl', '.pickle')):
+            raise UserError(
+                f'--out {out!r}: the predictions of a detector are one pickle file; give a name '
+                'that ends in .pkl or .pickle.'
+            )
+        check_writable(Path(out).parent, '--out')
+        evaluators.append(dict(type='DumpDetResults', out_file_path=out))
+    cfg.test_evaluator = evaluators
+
+
+def enable_tta(cfg: Config) -> None:
+    """Test with the augmentations of the config (``tta_model``, ``tta_pipeline``).
+
+    Raises:
+        UserError: If the config has none.
+    """
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if missing:
+        raise UserError(
+            f'--tta needs {" and ".join(missing)} in the config; inherit or copy them from '
+            'mmdet::retinanet/retinanet_tta.py or mmseg::_base_/datasets/ade20k.py.'
+        )
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+    print_log('Testing with test-time augmentation', logger='current')

@@ -1,0 +1,83 @@
+"""One process or several, on GPUs or on a CPU."""
+
+import atexit
+import os
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from ..errors import UserError
+
+
+def init_processes(cfg: Config, launcher: str, local_rank: int = 0) -> None:
+    """Prepare for the launcher that started this process.
+
+    MMEngine starts the communication of GPU processes itself, but knows none of a CPU.
+
+    Args:
+        cfg: The config to change.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        local_rank: Number of this process on its machine, where the launcher sets no variable.
+
+    Raises:
+        UserError: If the launcher did not start this process, or there are fewer GPUs than
+            processes.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    cfg.launcher = launcher
+    if launcher == 'none':
+        return
+    if launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UserError(
+            '--launcher pytorch is for processes that torchrun starts. Use tools/dist_train.sh or '
+            'tools/dist_test.sh, or leave --launcher out for a single process.'
+        )
+    gpus = torch.cuda.device_count()
+    if launcher == 'pytorch' and 0 < gpus <= int(os.environ['LOCAL_RANK']):
+        raise UserError(
+            f'{os.environ.get("LOCAL_WORLD_SIZE", "More")} processes were started on a machine '
+            f'with {gpus} GPUs. Start one process per GPU.'
+        )
+    if gpus == 0:
+        _init_cpu_processes(cfg, launcher)
+
+
+def _init_cpu_processes(cfg: Config, launcher: str) -> None:
+    if launcher != 'pytorch':
+        raise UserError(
+            f'--launcher {launcher} needs a GPU for every process, and none was found. On a CPU, '
+            'use tools/dist_train.sh (--launcher pytorch).'
+        )
+    torch.distributed.init_process_group('gloo')
+    # Its threads abort the process if they are still there when Python ends.
+    atexit.register(torch.distributed.destroy_process_group)
+    # Without a device number, which DistributedDataParallel takes for a GPU's.
+    cfg.model_wrapper_cfg = {
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        **(cfg.get('model_wrapper_cfg') or {}),
+        'device_ids': None,
+    }
+    if replaced := _replace_sync_bn(cfg.model):
+        print_log(f'SyncBN does not work on a CPU: {replaced} norm_cfg became BN', logger='current')
+
+
+def _replace_sync_bn(node: Any) -> int:
+    if isinstance(node, list | tuple):
+        return sum(map(_replace_sync_bn, node))
+    if not isinstance(node, dict):
+        return 0
+    replaced = int(node.get('type') == 'SyncBN')
+    if replaced:
+        node['type'] = 'BN'
+    return replaced + sum(map(_replace_sync_bn, node.values()))
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of a config, of mmengine's class or the config's own ``runner_type``."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -1,0 +1,26 @@
+import pytest
+
+from mmmobilemamba.checkpoint import CheckpointError
+from mmmobilemamba.engine import common_parser, user_errors_reported
+from mmmobilemamba.errors import UserError
+
+
+@pytest.mark.parametrize('kind', [UserError, CheckpointError])
+def test_user_errors_end_with_their_message_alone(kind):
+    with pytest.raises(SystemExit) as caught, user_errors_reported():
+        raise kind('give more')
+    assert caught.value.code == 'error: give more'
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ValueError, match='a bug'), user_errors_reported():
+        raise ValueError('a bug')
+
+
+def test_options_are_named_as_in_other_packages():
+    words = 'config.py --work-dir w --launcher pytorch --local-rank 1 --cfg-options a.b=1 c=[1,2]'
+    args = common_parser('').parse_args(words.split())
+    assert (args.config, args.work_dir, args.launcher) == ('config.py', 'w', 'pytorch')
+    assert args.local_rank == 1
+    assert args.cfg_options == {'a.b': 1, 'c': [1, 2]}
+    assert args.data_root is None

@@ -1,0 +1,181 @@
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmmobilemamba import engine
+from mmmobilemamba.engine import config as config_module
+from mmmobilemamba.errors import UserError
+
+
+def simple_config(scope: str = 'mmdet', **options) -> Config:
+    loader = dict(num_workers=2, persistent_workers=True, dataset=dict(dataset=dict(pipeline=[])))
+    return Config(
+        dict(
+            default_scope=scope,
+            model=dict(type='Model'),
+            default_hooks=dict(
+                visualization=dict(type='VisualizationHook'),
+                checkpoint=dict(type='CheckpointHook', save_best='auto'),
+            ),
+            visualizer=dict(type='Visualizer'),
+            optim_wrapper=dict(type='OptimWrapper'),
+            train_dataloader=loader,
+            val_dataloader=loader,
+            test_dataloader=loader,
+            test_evaluator=dict(type='Metric'),
+            **options,
+        )
+    )
+
+
+class TestLoadConfig:
+    def test_options_change_it(self, det_config):
+        cfg = engine.load_config(str(det_config), {'model.backbone.arch': 's6'})
+        assert cfg.model.backbone.arch == 's6'
+
+    def test_no_persistent_workers_without_workers(self, det_config):
+        options = {'val_dataloader.num_workers': 2}
+        cfg = engine.load_config(str(det_config), options)
+        assert cfg.train_dataloader.persistent_workers is False
+        assert cfg.val_dataloader.persistent_workers is True
+
+    def test_missing_file_lists_the_others(self, det_config):
+        path = det_config.with_name('tiny_retina.py')
+        with pytest.raises(UserError, match='tiny_retina.py.* does not exist.*tiny_retinanet.py'):
+            engine.load_config(str(path))
+        with pytest.raises(UserError, match='nowhere/ has none'):
+            engine.load_config('nowhere/x.py')
+
+    def test_missing_package_is_named(self, tmp_path):
+        path = tmp_path / 'config.py'
+        path.write_text("custom_imports = dict(imports=['no_such_package'])")
+        with pytest.raises(UserError, match="No module named 'no_such_package'. .*mmsegmentation"):
+            engine.load_config(str(path))
+
+
+class TestWorkDir:
+    def test_order_of_precedence(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / 'name.py').write_text('')
+        cfg = Config.fromfile(tmp_path / 'name.py')
+        engine.set_work_dir(cfg)
+        assert cfg.work_dir == './work_dirs/name'
+        cfg.work_dir = 'own'
+        engine.set_work_dir(cfg)
+        assert cfg.work_dir == 'own'
+        engine.set_work_dir(cfg, 'given')
+        assert cfg.work_dir == 'given'
+        assert Path('given').is_dir()
+
+    def test_unwritable_folder_is_refused(self, tmp_path):
+        (tmp_path / 'file').write_text('')
+        with pytest.raises(UserError, match='Cannot write to .*file/dir.*--work-dir'):
+            engine.set_work_dir(simple_config(), str(tmp_path / 'file/dir'))
+
+
+class TestTrainingOptions:
+    def test_amp(self, monkeypatch):
+        monkeypatch.setattr(config_module, 'is_cuda_available', lambda: True)
+        cfg = simple_config()
+        engine.enable_amp(cfg)
+        assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
+        cfg.optim_wrapper.loss_scale = 512.0
+        engine.enable_amp(cfg)
+        assert cfg.optim_wrapper.loss_scale == 512.0
+        cfg.optim_wrapper.type = 'ApexOptimWrapper'
+        with pytest.raises(UserError, match='the config has a ApexOptimWrapper'):
+            engine.enable_amp(cfg)
+
+    def test_amp_needs_an_accelerator(self, monkeypatch):
+        for name in ('is_cuda_available', 'is_npu_available', 'is_musa_available'):
+            monkeypatch.setattr(config_module, name, lambda: False)
+        with pytest.raises(UserError, match='--amp needs a GPU'):
+            engine.enable_amp(simple_config())
+
+    def test_auto_scale_lr(self):
+        cfg = simple_config(auto_scale_lr=dict(base_batch_size=16, enable=False))
+        engine.enable_auto_scale_lr(cfg)
+        assert cfg.auto_scale_lr.enable
+        with pytest.raises(UserError, match='base_batch_size'):
+            engine.enable_auto_scale_lr(simple_config())
+
+    def test_randomness(self):
+        cfg = simple_config(randomness=dict(seed=1, diff_rank_seed=True))
+        engine.set_randomness(cfg, None, False)
+        assert cfg.randomness.seed == 1
+        engine.set_randomness(cfg, 0, True)
+        assert cfg.randomness == dict(seed=0, diff_rank_seed=True, deterministic=True)
+        cfg = simple_config()
+        engine.set_randomness(cfg, None, False)
+        assert 'randomness' not in cfg
+
+    def test_skipping_validation_or_training(self):
+        cfg = simple_config()
+        engine.skip_validation(cfg)
+        assert cfg.val_dataloader is cfg.val_cfg is cfg.val_evaluator is None
+        assert 'save_best' not in cfg.default_hooks.checkpoint
+        engine.skip_training(cfg)
+        assert cfg.train_dataloader is cfg.train_cfg is cfg.optim_wrapper is None
+
+
+class TestPredictions:
+    def test_nothing_asked_changes_nothing(self):
+        cfg = simple_config()
+        before = cfg.pretty_text
+        engine.show_predictions(cfg)
+        engine.dump_predictions(cfg, None)
+        assert cfg.pretty_text == before
+
+    def test_detection_draws_into_the_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        cfg = simple_config()
+        engine.show_predictions(cfg, show_dir='shown')
+        hook = cfg.default_hooks.visualization
+        assert hook.draw and hook.test_out_dir == str(tmp_path / 'shown')
+        assert 'show' not in hook
+
+    def test_segmentation_draws_every_image(self, tmp_path):
+        cfg = simple_config('mmseg')
+        engine.show_predictions(cfg, show_dir=str(tmp_path / 'shown'))
+        hook = cfg.default_hooks.visualization
+        assert hook.draw and hook.interval == 1
+        assert cfg.visualizer.save_dir == str(tmp_path / 'shown')
+
+    def test_windows(self):
+        cfg = simple_config()
+        engine.show_predictions(cfg, show=True, wait_time=0.5)
+        hook = cfg.default_hooks.visualization
+        assert hook.show and hook.wait_time == 0.5
+        assert 'test_out_dir' not in hook
+
+    def test_config_without_the_hook_is_refused(self, tmp_path):
+        cfg = simple_config()
+        del cfg.default_hooks['visualization']
+        with pytest.raises(UserError, match='DetVisualizationHook or SegVisualizationHook'):
+            engine.show_predictions(cfg, show_dir=str(tmp_path))
+
+    def test_detections_are_dumped_beside_the_metric(self, tmp_path):
+        cfg = simple_config()
+        out = str(tmp_path / 'new/predictions.pkl')
+        engine.dump_predictions(cfg, out)
+        assert [e.type for e in cfg.test_evaluator] == ['Metric', 'DumpDetResults']
+        assert cfg.test_evaluator[1].out_file_path == out
+        with pytest.raises(UserError, match="predictions.txt'.*ends in .pkl"):
+            engine.dump_predictions(cfg, str(tmp_path / 'predictions.txt'))
+
+    def test_label_maps_are_written_by_the_metric(self, tmp_path):
+        cfg = simple_config('mmseg')
+        engine.dump_predictions(cfg, str(tmp_path / 'maps'))
+        assert [e.output_dir for e in cfg.test_evaluator] == [str(tmp_path / 'maps')]
+        (tmp_path / 'file').write_text('')
+        with pytest.raises(UserError, match='Cannot write to .*--out'):
+            engine.dump_predictions(cfg, str(tmp_path / 'file'))
+
+    def test_tta_wraps_model_and_pipeline(self):
+        cfg = simple_config(tta_model=dict(type='TTA'), tta_pipeline=[dict(type='Load')])
+        engine.enable_tta(cfg)
+        assert cfg.model == dict(type='TTA', module=dict(type='Model'))
+        assert cfg.test_dataloader.dataset.dataset.pipeline == [dict(type='Load')]
+        with pytest.raises(UserError, match='tta_model and tta_pipeline in the config'):
+            engine.enable_tta(simple_config())

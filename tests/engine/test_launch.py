@@ -1,0 +1,67 @@
+import os
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmmobilemamba import engine
+from mmmobilemamba.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in ('RANK', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'WORLD_SIZE'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+
+
+def test_one_process_needs_nothing():
+    cfg = Config({})
+    engine.init_processes(cfg, 'none')
+    assert cfg.launcher == 'none' and 'model_wrapper_cfg' not in cfg
+
+
+def test_launcher_that_did_not_start_the_process_is_refused():
+    with pytest.raises(UserError, match='tools/dist_train.sh'):
+        engine.init_processes(Config({}), 'pytorch')
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    for name, value in dict(RANK='2', LOCAL_RANK='2', LOCAL_WORLD_SIZE='4').items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match='4 processes were started on a machine with 2 GPUs'):
+        engine.init_processes(Config({}), 'pytorch')
+
+
+def test_other_launchers_need_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    with pytest.raises(UserError, match='--launcher slurm needs a GPU'):
+        engine.init_processes(Config({}), 'slurm')
+
+
+def test_cpu_processes_use_gloo_and_plain_batch_norm(monkeypatch):
+    started = []
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(torch.distributed, 'init_process_group', started.append)
+    monkeypatch.setattr('atexit.register', started.append)
+    monkeypatch.setenv('RANK', '0')
+    norm = dict(type='SyncBN', requires_grad=True)
+    cfg = Config(
+        dict(
+            model=dict(backbone=dict(norm_cfg=norm), heads=[dict(norm_cfg=norm)]),
+            find_unused_parameters=True,
+            model_wrapper_cfg=dict(broadcast_buffers=True),
+        )
+    )
+    engine.init_processes(cfg, 'pytorch')
+    assert started == ['gloo', torch.distributed.destroy_process_group]
+    assert cfg.model_wrapper_cfg == dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=True,
+        find_unused_parameters=True,
+    )
+    assert cfg.model.backbone.norm_cfg == dict(type='BN', requires_grad=True)
+    assert cfg.model.heads[0].norm_cfg.type == 'BN'
+    assert os.environ['LOCAL_RANK'] == '0'

@@ -1,0 +1,145 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.model import BaseTTAModel
+from mmengine.registry import HOOKS, MODELS, init_default_scope
+
+from mmmobilemamba.checkpoint import CheckpointError, to_authors_layout
+from mmmobilemamba.engine.strict_load_hook import StrictLoadHook, fit_state_dict
+
+
+def build_detector(num_classes: int = 3, out_indices=(1, 2, 3)):
+    init_default_scope('mmdet')
+    channels = {1: 144, 2: 272, 3: 368}
+    return MODELS.build(
+        dict(
+            type='RetinaNet',
+            backbone=dict(type='MobileMamba', arch='t2', out_indices=out_indices),
+            neck=dict(
+                type='EfficientViTFPN',
+                in_channels=[channels[i] for i in out_indices],
+                out_channels=8,
+                num_outs=4,
+            ),
+            bbox_head=dict(
+                type='RetinaHead',
+                num_classes=num_classes,
+                in_channels=8,
+                feat_channels=8,
+                stacked_convs=1,
+                anchor_generator=dict(
+                    type='AnchorGenerator',
+                    octave_base_scale=4,
+                    scales_per_octave=1,
+                    ratios=[1.0],
+                    strides=[8, 16, 32, 64],
+                ),
+            ),
+        )
+    )
+
+
+@pytest.fixture(scope='module')
+def detector():
+    return build_detector()
+
+
+@pytest.fixture
+def weights(detector):
+    return {key: torch.rand_like(v, dtype=torch.float) for key, v in detector.state_dict().items()}
+
+
+def in_authors_layout(weights):
+    backbone = {k[9:]: v for k, v in weights.items() if k.startswith('backbone.')}
+    rest = {k: v for k, v in weights.items() if not k.startswith('backbone.')}
+    return {**rest, **{f'backbone.{k}': v for k, v in to_authors_layout(backbone).items()}}
+
+
+def assert_same(given, expected):
+    assert given.keys() == expected.keys()
+    assert all(torch.equal(given[key], expected[key]) for key in expected)
+
+
+class TestFit:
+    def test_exact_weights_stay_as_they_are(self, detector, weights):
+        assert_same(fit_state_dict(detector, weights), weights)
+
+    def test_authors_layout_is_converted(self, detector, weights):
+        theirs = in_authors_layout(weights)
+        assert not theirs.keys() <= weights.keys()
+        assert_same(fit_state_dict(detector, theirs), weights)
+
+    def test_stages_that_are_not_built_are_dropped(self, weights):
+        small = build_detector(out_indices=(1, 2))
+        expected = {k: weights[k] for k in small.state_dict()}
+        # A detector on two stages has no third lateral either.
+        theirs = in_authors_layout({k: v for k, v in weights.items() if 'convs.2' not in k})
+        assert any('blocks3' in key for key in theirs)
+        assert_same(fit_state_dict(small, theirs), expected)
+
+    @pytest.mark.parametrize(
+        'key', ['backbone.stem.0.conv.weight', 'neck.fpn_convs.1.conv.bias', 'bbox_head.retina_reg.bias']
+    )
+    def test_missing_key_is_named(self, detector, weights, key):
+        del weights[key]
+        with pytest.raises(CheckpointError, match=rf'(?s)not in the checkpoint.*{key[9:]}'):
+            fit_state_dict(detector, weights)
+
+    @pytest.mark.parametrize('key', ['neck.more.weight', 'backbone.more.weight'])
+    def test_unused_key_is_named(self, detector, weights, key):
+        weights[key] = torch.zeros(1)
+        with pytest.raises(CheckpointError, match='(?s)not in the model.*more.weight'):
+            fit_state_dict(detector, weights)
+
+    def test_backbone_alone_is_refused(self, detector, weights):
+        backbone = {k[9:]: v for k, v in in_authors_layout(weights).items() if 'backbone.' in k}
+        with pytest.raises(CheckpointError, match='init_cfg'):
+            fit_state_dict(detector, backbone)
+
+    def test_other_classes_are_refused_with_the_way_out(self, weights):
+        with pytest.raises(CheckpointError, match='--reinit bbox_head.retina_cls$'):
+            fit_state_dict(build_detector(num_classes=5), weights)
+
+
+class TestReinit:
+    def test_layers_keep_their_values(self, weights):
+        model = build_detector(num_classes=5)
+        fitted = fit_state_dict(model, weights, ['bbox_head.retina_cls'])
+        own = model.state_dict()
+        kept = {'bbox_head.retina_cls.weight', 'bbox_head.retina_cls.bias'}
+        assert_same(fitted, {k: own[k] if k in kept else weights[k] for k in own})
+
+    def test_whole_backbone(self, detector, weights):
+        head = {k: v for k, v in weights.items() if not k.startswith('backbone.')}
+        fitted = fit_state_dict(detector, head, ['backbone'])
+        own = detector.state_dict()
+        assert_same(fitted, {k: head.get(k, own[k]) for k in own})
+
+    def test_unknown_name_is_refused(self, detector, weights):
+        with pytest.raises(CheckpointError, match="'bbox_head.class'.*bbox_head.retina_cls"):
+            fit_state_dict(detector, weights, ['bbox_head.retina_cls', 'bbox_head.class'])
+
+
+class TestHook:
+    class Augmented(BaseTTAModel):
+        def merge_preds(self, data_samples_list):
+            raise NotImplementedError
+
+    @pytest.mark.parametrize('container', ['state_dict', 'net_E', None])
+    def test_checkpoint_of_any_form(self, detector, weights, container):
+        stored = {f'module.{key}': value for key, value in in_authors_layout(weights).items()}
+        checkpoint = {container: stored} if container else stored
+        hook = HOOKS.build(dict(type='StrictLoadHook'))
+        hook.after_load_checkpoint(SimpleNamespace(model=detector), checkpoint)
+        assert_same(checkpoint['state_dict'], weights)
+
+    def test_wrapped_model(self, detector, weights):
+        checkpoint = dict(state_dict=weights)
+        model = self.Augmented(module=detector)
+        StrictLoadHook().after_load_checkpoint(SimpleNamespace(model=model), checkpoint)
+        assert_same(checkpoint['state_dict'], weights)
+
+    def test_runs_before_the_average_is_loaded(self):
+        ema = HOOKS.build(dict(type='EMAHook'))
+        assert StrictLoadHook.priority == 'VERY_HIGH' and ema.priority != 'VERY_HIGH'

@@ -1,0 +1,192 @@
+import json
+import os
+import pickle
+import re
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.visualization import Visualizer
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(*command, cwd, **variables) -> str:
+    """Run a program as users do, and return what it prints."""
+    python = Path(sys.executable).parent
+    env = dict(
+        os.environ,
+        PYTHONPATH=f'{REPOSITORY}{os.pathsep}{os.environ.get("PYTHONPATH", "")}',
+        PATH=f'{python}{os.pathsep}{os.environ["PATH"]}',
+        OMP_NUM_THREADS='1',
+        **variables,
+    )
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch):
+    """Run a tool in this process, which saves the imports, with ``tmp_path`` as its folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+
+    def tool(name, *arguments) -> None:
+        # A process has one visualizer of a name; each run needs its own.
+        Visualizer._instance_dict.clear()
+        path = str(REPOSITORY / 'tools' / name)
+        monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
+        runpy.run_path(path, run_name='__main__')
+
+    return tool
+
+
+def newest(work_dir: Path, pattern: str) -> str:
+    """Text of a file of the newest run in a work directory."""
+    return max(work_dir.glob(pattern), key=lambda p: p.stat().st_mtime_ns).read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+def test_detector_trains_and_is_tested(tmp_path, det_config, coco_root):
+    data = ('--data-root', coco_root)
+    train, test = (REPOSITORY / f'tools/{name}.py' for name in ('train', 'test'))
+    said = run(sys.executable, train, det_config, *data, '--seed', 1, cwd=tmp_path)
+    assert re.search(r'Epoch\(train\) \[1\]\[2/2\].* eta: .* loss: ', said)
+    assert 'pkg_resources' not in said
+    checkpoint = tmp_path / 'work_dirs/tiny_retinanet/epoch_1.pth'
+
+    said = run(
+        *(sys.executable, test, det_config, checkpoint, *data),
+        *('--work-dir', 'tested', '--out', 'predictions.pkl', '--show-dir', 'shown'),
+        cwd=tmp_path,
+    )
+    assert re.search(r'Epoch\(test\) \[2/2\] ', said)
+    predictions = pickle.loads((tmp_path / 'predictions.pkl').read_bytes())
+    assert [p['img_id'] for p in predictions] == [0, 1]
+    assert sorted(p.name for p in (tmp_path / 'shown').iterdir()) == ['000000.jpg', '000001.jpg']
+
+
+def test_detector_resumes_and_starts_from_another(tmp_path, tool, det_config, coco_root):
+    train = ('train.py', det_config, '--data-root', coco_root, '--no-validate', '--work-dir')
+    tool(*train, 'run', '--resume')
+    written = (tmp_path / 'run/epoch_1.pth').stat().st_mtime_ns
+    tool(*train, 'run', '--resume', '--cfg-options', 'train_cfg.max_epochs=2')
+    log = newest(tmp_path / 'run', '*/*.log')
+    assert 'resumed epoch: 1, iter: 2' in log
+    assert 'Epoch(train) [2][2/2]' in log
+    assert 'Epoch(train) [1]' not in log and 'Epoch(val)' not in log
+    assert (tmp_path / 'run/epoch_1.pth').stat().st_mtime_ns == written
+
+    path = coco_root / 'annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    content['categories'].append(dict(id=3, name='circle'))
+    path.write_text(json.dumps(content))
+    start = (*train, 'other', '--load-from', 'run/epoch_2.pth')
+    with pytest.raises(SystemExit, match='--reinit bbox_head.retina_cls'):
+        tool(*start)
+    tool(*start, '--reinit', 'bbox_head.retina_cls', '--auto-scale-lr')
+    log = newest(tmp_path / 'other', '*/*.log')
+    assert '2 tensors keep their initial values (reinit): bbox_head.retina_cls.weight' in log
+    assert 'Scaling the original LR by 0.125' in log
+
+
+def test_test_time_augmentation(tmp_path, tool, det_config, coco_root):
+    tool('train.py', det_config, '--data-root', coco_root, '--work-dir', 'run', '--no-validate')
+    det_config.write_text(
+        det_config.read_text() + 'tta_pipeline = _base_.tta_pipeline\n'
+        'tta_pipeline[1].transforms[0] = [dict(type="Resize", scale=(s, s), keep_ratio=True) '
+        'for s in (64, 96)]\n'
+    )
+    tool('test.py', det_config, 'run/epoch_1.pth', '--data-root', coco_root, '--tta', '--out', 'x.pkl')
+    assert len(pickle.loads((tmp_path / 'x.pkl').read_bytes())) == 2
+
+
+def test_segmentor_trains_and_is_tested(tmp_path, tool, seg_config, ade_root):
+    data = ('--data-root', ade_root)
+    tool('train.py', seg_config, *data, '--work-dir', 'run')
+    log = newest(tmp_path / 'run', '*/*.log')
+    assert re.search(r'Iter\(train\) \[2/2\].* eta: .* loss: ', log)
+    assert re.search(r'stripe +\|', log)
+    trained = json.loads(newest(tmp_path / 'run', '*/vis_data/scalars.json').splitlines()[-1])
+
+    (ade_root / 'images/training').rename(tmp_path / 'not needed any more')
+    tool(
+        *('test.py', seg_config, 'run/iter_2.pth', *data, '--work-dir', 'tested'),
+        *('--out', 'maps', '--show-dir', 'shown'),
+    )
+    assert json.loads(newest(tmp_path / 'tested', '*/*.json'))['mIoU'] == trained['mIoU']
+    maps = sorted((tmp_path / 'maps').iterdir())
+    assert [p.name for p in maps] == ['000.png', '001.png']
+    values = np.asarray(Image.open(maps[0]))
+    assert values.shape == (72, 80) and set(np.unique(values)) <= {1, 2, 3}
+    assert len(list((tmp_path / 'shown/vis_data/vis_image').iterdir())) == 2
+
+
+def test_two_processes_on_a_cpu(tmp_path, det_config, coco_root):
+    data = ('--data-root', coco_root)
+    place = dict(cwd=tmp_path, PORT=str(free_port()))
+    script = REPOSITORY / 'tools/dist_train.sh'
+    said = run(script, det_config, 2, *data, '--work-dir', tmp_path / 'run dir', **place)
+    assert re.search(r'Epoch\(train\) \[1\]\[1/1\]', said)
+    checkpoint = tmp_path / 'run dir/epoch_1.pth'
+    script = REPOSITORY / 'tools/dist_test.sh'
+    said = run(script, det_config, checkpoint, 2, *data, '--out', 'x.pkl', **place)
+    assert re.search(r'Epoch\(test\) \[1/1\]', said)
+    assert len(pickle.loads((tmp_path / 'x.pkl').read_bytes())) == 2
+
+
+class TestErrorsBeforeTheModelIsBuilt:
+    @pytest.fixture
+    def refused(self, tool, monkeypatch):
+        """Run a tool, and return the error that it ends with."""
+
+        def never(*args, **kwargs):
+            raise AssertionError('the runner was built')
+
+        monkeypatch.setattr('mmmobilemamba.engine.build_runner', never)
+
+        def refused(*words) -> str:
+            with pytest.raises(SystemExit) as caught:
+                tool(*words)
+            return caught.value.code
+
+        return refused
+
+    def test_config(self, refused):
+        assert "'none.py' does not exist" in refused('train.py', 'none.py')
+        assert "'none.py' does not exist" in refused('test.py', 'none.py', 'x.pth')
+
+    def test_checkpoint(self, refused, det_config):
+        assert 'x.pth' in refused('test.py', det_config, 'x.pth')
+        assert 'x.pth' in refused('train.py', det_config, '--resume', 'x.pth')
+        Path('x.pth').write_text('<html>not found</html>')
+        for words in (('test.py', det_config, 'x.pth'), ('train.py', det_config, '--resume', 'x.pth')):
+            assert "'x.pth' is not a PyTorch checkpoint" in refused(*words)
+
+    def test_work_dir(self, refused, det_config):
+        Path('file').write_text('')
+        assert '--work-dir' in refused('train.py', det_config, '--work-dir', 'file')
+
+    def test_data(self, refused, det_config, coco_root):
+        said = refused('train.py', det_config)
+        assert 'data/coco/annotations/instances_train2017.json does not exist' in said
+        assert '--data-root' in said
+        assert 'annotations/instances_train2017.json' in refused(
+            'train.py', det_config, '--data-root', 'nowhere'
+        )
+
+    def test_amp_and_reinit(self, refused, det_config, coco_root):
+        words = ('train.py', det_config, '--data-root', coco_root)
+        assert '--load-from' in refused(*words, '--reinit', 'bbox_head')
+        assert 'tools/dist_train.sh' in refused(*words, '--launcher', 'pytorch')
