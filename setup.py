@@ -1,0 +1,73 @@
+import os
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+KERNEL = 'mmmobilemamba/ops/selective_scan/csrc'
+
+
+def read_version() -> str:
+    scope = {}
+    exec((ROOT / 'mmmobilemamba' / 'version.py').read_text(), scope)
+    return scope['__version__']
+
+
+def native_kernel() -> dict:
+    """The CPU kernel of the scan, where torch is there to build it against.
+
+    pip hides the installed torch from a build unless it is told --no-build-isolation. Without the
+    kernel the package works as well, only slower, and says so when it runs.
+    """
+    if os.environ.get('MMMOBILEMAMBA_NATIVE') == '0':
+        return {}
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        return {}
+    # Apple's compiler has no OpenMP; there the kernel runs on one thread.
+    threads = '-fopenmp-simd' if sys.platform == 'darwin' else '-fopenmp'
+    flags = ['-O3', '-fno-math-errno', '-fno-trapping-math', '-Wno-unknown-pragmas', threads]
+    extension = CppExtension(
+        'mmmobilemamba._native',
+        [f'{KERNEL}/selective_scan.cpp'],
+        depends=[f'{KERNEL}/scan_kernel.h'],
+        extra_compile_args=flags,
+        extra_link_args=flags[-1:],
+        # A machine without a working compiler gets the package without the kernel.
+        optional=True,
+    )
+    return dict(
+        ext_modules=[extension],
+        cmdclass=dict(build_ext=BuildExtension.with_options(use_ninja=False, no_python_abi_suffix=True)),
+    )
+
+
+setup(
+    name='mmmobilemamba',
+    version=read_version(),
+    description='MobileMamba backbones for OpenMMLab detectors and segmentors',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='MIT',
+    packages=find_packages(include=['mmmobilemamba', 'mmmobilemamba.*']),
+    python_requires='>=3.10',
+    # The OpenMMLab packages are an extra, not requirements: the onedl-* forks provide the same
+    # imports under other names, and pip would put a second mmcv beside theirs.
+    install_requires=['torch>=2.1', 'numpy', 'PyWavelets'],
+    extras_require={
+        'openmmlab': [
+            'mmengine>=0.10,<1',
+            'mmcv>=2.0.0rc4,<2.2',
+            'mmdet>=3.3,<3.4',
+            'mmsegmentation>=1.2.2,<1.3',
+            'ftfy',
+            'regex',
+        ],
+        'cuda': ['mamba-ssm'],
+        'demo': ['scikit-image>=0.19', 'scikit-learn>=1.0'],
+        'dev': ['hypothesis', 'pytest>=7', 'ruff'],
+    },
+    **native_kernel(),
+)
