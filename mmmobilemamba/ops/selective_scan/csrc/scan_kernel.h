@@ -8,9 +8,10 @@
 // through tiles of kSteps in the layout (position, channel), which stay in the first-level cache.
 
 // exp(x) within 2 ulp: 2^n · e^r with |r| ≤ ln2/2 and a polynomial for e^r (coefficients of Cephes' expf).
+// The bounds make n -127 or 128 at the ends, whose bits are those of 0 and of infinity; nan stays nan.
 static inline float exp_(float x) {
-  x = x > 88.3f ? 88.3f : x;
-  x = x < -87.3f ? -87.3f : x;
+  x = x > 88.8f ? 88.8f : x;
+  x = x < -88.0f ? -88.0f : x;
   const int n = (int)(x * 1.44269504f + (x < 0.0f ? -0.5f : 0.5f));
   const float k = (float)n;
   const float r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
