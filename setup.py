@@ -28,7 +28,7 @@ def native_kernel() -> dict:
         return {}
     # Apple's compiler has no OpenMP; there the kernel runs on one thread.
     threads = '-fopenmp-simd' if sys.platform == 'darwin' else '-fopenmp'
-    flags = ['-O3', '-fno-math-errno', '-fno-trapping-math', '-Wno-unknown-pragmas', threads]
+    flags = ['-O3', '-fno-math-errno', '-fno-trapping-math', '-Wno-psabi', threads]
     extension = CppExtension(
         'mmmobilemamba._native',
         [f'{KERNEL}/selective_scan.cpp'],

@@ -1,4 +1,4 @@
-// The arithmetic of the selective scan in plain loops that compilers vectorise.
+// The arithmetic of the selective scan.
 //
 // selective_scan.cpp includes this file once per instruction set, each time in another namespace and
 // under other target options, so nothing here may come from a header that others share: no std::, no
@@ -7,41 +7,105 @@
 // One call handles up to kLanes channels of one group of one image, in all directions. Positions go
 // through tiles of kSteps in the layout (position, channel), which stay in the first-level cache.
 
-// exp(x) within 2 ulp: 2^n · e^r with |r| ≤ ln2/2 and a polynomial for e^r (coefficients of Cephes' expf).
-// The bounds make n -127 or 128 at the ends, whose bits are those of 0 and of infinity; nan stays nan.
-static inline float exp_(float x) {
-  x = x > 88.8f ? 88.8f : x;
-  x = x < -88.0f ? -88.0f : x;
-  const int n = (int)(x * 1.44269504f + (x < 0.0f ? -0.5f : 0.5f));
-  const float k = (float)n;
-  const float r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  union { int i; float f; } power = {(n + 127) << 23};
-  return p * power.f;
+// Vectors of GCC and clang: they compile to the widest instructions of the target, or to several of them.
+typedef float Vec __attribute__((vector_size(4 * SCAN_VECTOR_WIDTH)));
+typedef int IntVec __attribute__((vector_size(4 * SCAN_VECTOR_WIDTH)));
+typedef float Vec8 __attribute__((vector_size(32)));
+typedef int IntVec8 __attribute__((vector_size(32)));
+typedef unsigned short ShortVec8 __attribute__((vector_size(16)));
+
+constexpr long kWidth = SCAN_VECTOR_WIDTH, kVecs = kLanes / kWidth;
+using Lanes = Vec[kVecs];
+using Tile = Vec[kSteps][kVecs];
+
+static inline float* floats(Vec* x) { return (float*)x; }
+static inline const float* floats(const Vec* x) { return (const float*)x; }
+
+static inline Vec load_vec(const float* p) {
+  Vec x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
 }
 
-// log(1 + z) for 0 ≤ z ≤ 1 as 2·atanh(z / (2 + z)): accurate for tiny z too, where log(1 + z) is not.
-static inline float log1p_(float z) {
-  const float s = z / (2.0f + z), s2 = s * s;
-  float p = 1.0f / 13.0f;
-  p = p * s2 + 1.0f / 11.0f;
-  p = p * s2 + 1.0f / 9.0f;
-  p = p * s2 + 1.0f / 7.0f;
-  p = p * s2 + 1.0f / 5.0f;
-  p = p * s2 + 1.0f / 3.0f;
-  return 2.0f * (s + s * s2 * p);
+static inline void store_vec(float* p, Vec x) { __builtin_memcpy(p, &x, sizeof x); }
+
+static inline Vec8 load8(const float* p) {
+  Vec8 x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
 }
 
-static inline float load_(const float* p) { return *p; }
-static inline float load_(const Bfloat16* p) {
+static inline Vec8 load8(const Bfloat16* p) {
+  ShortVec8 x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return (Vec8)(__builtin_convertvector(x, IntVec8) << 16);
+}
+
+static inline float load1(const float* p) { return *p; }
+static inline float load1(const Bfloat16* p) {
   union { unsigned int i; float f; } bits = {(unsigned int)p->bits << 16};
   return bits.f;
+}
+
+// e^x within 2 ulp, as 2^k · e^r with |r| ≤ ln2/2; nan stays nan. Adding 1.5·2^23 rounds x·log2(e) to the
+// integer k, and the 127 besides makes the low bits of the sum the exponent field of 2^k. The bounds on x
+// make that field 0 and 255 at the ends: e^x is 0 or infinity there.
+static inline Vec exp_(Vec x) {
+  const Vec low = Vec{} - 88.0f, high = Vec{} + 88.8f;
+  x = high < x ? high : x;
+  x = low > x ? low : x;
+  const Vec shifted = x * 1.44269504f + 12583039.0f;
+  const Vec k = shifted - 12583039.0f;
+  const Vec r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
+  Vec p = r * 1.3813144760e-3f + 8.3694187924e-3f;
+  p = p * r + 4.1668456048e-2f;
+  p = p * r + 1.6666515172e-1f;
+  p = p * r + 4.9999994040e-1f;
+  p = p * (r * r) + r + 1.0f;
+  return p * (Vec)((IntVec)shifted << 23);
+}
+
+// log(1 + z) for 0 ≤ z ≤ 1 as z · P(z), relative error of P 3e-8: accurate for tiny z too.
+static inline Vec log1p_(Vec z) {
+  Vec p = z * 5.2326945588e-3f - 2.9505243525e-2f;
+  p = p * z + 7.8225962818e-2f;
+  p = p * z - 1.3663247228e-1f;
+  p = p * z + 1.9106008112e-1f;
+  p = p * z - 2.4842981994e-1f;
+  p = p * z + 3.3319097757e-1f;
+  p = p * z - 4.9999493360e-1f;
+  p = p * z + 9.9999994040e-1f;
+  return z * p;
+}
+
+static inline Vec minus_abs(Vec x) { return (Vec)((IntVec)x | (int)0x80000000); }
+static inline Vec positive_part(Vec x) { return Vec{} < x ? x : Vec{}; }
+
+template <int... i>
+static inline Vec8 pick(Vec8 a, Vec8 b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, i...);
+#else
+  return __builtin_shuffle(a, b, IntVec8{i...});
+#endif
+}
+
+static inline void transpose8(Vec8* x) {
+  Vec8 y[8];
+  for (long i = 0; i < 8; i += 2) {
+    y[i] = pick<0, 8, 1, 9, 4, 12, 5, 13>(x[i], x[i + 1]);
+    y[i + 1] = pick<2, 10, 3, 11, 6, 14, 7, 15>(x[i], x[i + 1]);
+  }
+  for (long i = 0; i < 8; i += 4)
+    for (long j = 0; j < 2; ++j) {
+      x[i + 2 * j] = pick<0, 1, 8, 9, 4, 5, 12, 13>(y[i + j], y[i + 2 + j]);
+      x[i + 2 * j + 1] = pick<2, 3, 10, 11, 6, 7, 14, 15>(y[i + j], y[i + 2 + j]);
+    }
+  for (long i = 0; i < 4; ++i) {
+    y[i] = pick<0, 1, 2, 3, 8, 9, 10, 11>(x[i], x[i + 4]);
+    y[i + 4] = pick<4, 5, 6, 7, 12, 13, 14, 15>(x[i], x[i + 4]);
+  }
+  for (long i = 0; i < 8; ++i) x[i] = y[i];
 }
 
 // tile[t][c] ← source(c, t), whatever the strides; what lies beyond the edge becomes zero.
@@ -49,212 +113,260 @@ template <typename T>
 static void load_tile(const T* source, long stride_c, long stride_t, long lanes, long steps, Tile& tile) {
   if (lanes < kLanes || steps < kSteps)
     for (long t = 0; t < kSteps; ++t)
-      for (long c = 0; c < kLanes; ++c) tile[t][c] = 0.0f;
-  if (stride_c == 1 && lanes == kLanes) {
+      for (long v = 0; v < kVecs; ++v) tile[t][v] = Vec{};
+  const long lanes8 = stride_c == 1 || stride_t == 1 ? lanes & -8 : 0;
+  const long steps8 = stride_c == 1 ? steps : stride_t == 1 ? steps & -8 : 0;
+  if (stride_c == 1) {
     for (long t = 0; t < steps; ++t)
-      for (long c = 0; c < kLanes; ++c) tile[t][c] = load_(source + t * stride_t + c);
-  } else if (stride_t == 1 && steps == kSteps) {
-    for (long c = 0; c < lanes; ++c)
-      for (long t = 0; t < kSteps; ++t) tile[t][c] = load_(source + c * stride_c + t);
+      for (long c = 0; c < lanes8; c += 8)
+        *(Vec8*)(floats(tile[t]) + c) = load8(source + t * stride_t + c);
   } else {
-    for (long t = 0; t < steps; ++t)
-      for (long c = 0; c < lanes; ++c) tile[t][c] = load_(source + c * stride_c + t * stride_t);
+    for (long c = 0; c < lanes8; c += 8)
+      for (long t = 0; t < steps8; t += 8) {
+        Vec8 block[8];
+        for (long i = 0; i < 8; ++i) block[i] = load8(source + (c + i) * stride_c + t);
+        transpose8(block);
+        for (long i = 0; i < 8; ++i) *(Vec8*)(floats(tile[t + i]) + c) = block[i];
+      }
   }
+  for (long c = 0; c < lanes; ++c)
+    for (long t = c < lanes8 ? steps8 : 0; t < steps; ++t)
+      floats(tile[t])[c] = load1(source + c * stride_c + t * stride_t);
 }
 
-// target(c, t) ← tile[t][c], or += where add.
+// target(c, t) ← tile[t][c], or += where kAdd.
+template <bool kAdd>
+static void store_tile(const Tile& tile, float* target, long stride_c, long stride_t, long lanes, long steps) {
+  const long lanes8 = stride_c == 1 || stride_t == 1 ? lanes & -8 : 0;
+  const long steps8 = stride_c == 1 ? steps : stride_t == 1 ? steps & -8 : 0;
+  if (stride_c == 1) {
+    for (long t = 0; t < steps; ++t)
+      for (long c = 0; c < lanes8; c += 8) {
+        float* place = target + t * stride_t + c;
+        Vec8 x = load8(floats(tile[t]) + c);
+        if (kAdd) x += load8(place);
+        __builtin_memcpy(place, &x, sizeof x);
+      }
+  } else {
+    for (long c = 0; c < lanes8; c += 8)
+      for (long t = 0; t < steps8; t += 8) {
+        Vec8 block[8];
+        for (long i = 0; i < 8; ++i) block[i] = load8(floats(tile[t + i]) + c);
+        transpose8(block);
+        for (long i = 0; i < 8; ++i) {
+          float* place = target + (c + i) * stride_c + t;
+          if (kAdd) block[i] += load8(place);
+          __builtin_memcpy(place, block + i, sizeof(Vec8));
+        }
+      }
+  }
+  for (long c = 0; c < lanes; ++c)
+    for (long t = c < lanes8 ? steps8 : 0; t < steps; ++t) {
+      float* place = target + c * stride_c + t * stride_t;
+      *place = kAdd ? *place + floats(tile[t])[c] : floats(tile[t])[c];
+    }
+}
+
 static void store_tile(const Tile& tile, float* target, long stride_c, long stride_t, long lanes, long steps,
                        bool add) {
-  if (stride_c == 1) {
-    for (long t = 0; t < steps; ++t) {
-      float* row = target + t * stride_t;
-      if (add)
-        for (long c = 0; c < lanes; ++c) row[c] += tile[t][c];
-      else
-        for (long c = 0; c < lanes; ++c) row[c] = tile[t][c];
-    }
-  } else {
-    for (long c = 0; c < lanes; ++c)
-      for (long t = 0; t < steps; ++t) {
-        float* place = target + c * stride_c + t * stride_t;
-        *place = add ? *place + tile[t][c] : tile[t][c];
-      }
-  }
-}
-
-// Δ ← softplus(Δ + bias) or Δ + bias; with slope, slope ← dΔ/d(given) too.
-static void activate(Tile& delta, const Lanes& bias, bool softplus, Tile* slope) {
-  for (long t = 0; t < kSteps; ++t) {
-    if (!softplus) {
-      for (long c = 0; c < kLanes; ++c) delta[t][c] += bias[c];
-      continue;
-    }
-    if (slope)
-      for (long c = 0; c < kLanes; ++c) {
-        const float x = delta[t][c] + bias[c];
-        const float z = exp_(x < 0.0f ? x : -x);
-        (*slope)[t][c] = (x < 0.0f ? z : 1.0f) / (1.0f + z);
-        delta[t][c] = (x > 0.0f ? x : 0.0f) + log1p_(z);
-      }
-    else
-      for (long c = 0; c < kLanes; ++c) {
-        const float x = delta[t][c] + bias[c];
-        delta[t][c] = (x > 0.0f ? x : 0.0f) + log1p_(exp_(x < 0.0f ? x : -x));
-      }
-  }
+  (add ? store_tile<true> : store_tile<false>)(tile, target, stride_c, stride_t, lanes, steps);
 }
 
 static void load_lanes(const float* source, long stride, long lanes, Lanes& target) {
-  for (long c = 0; c < kLanes; ++c) target[c] = source && c < lanes ? source[c * stride] : 0.0f;
+  for (long c = 0; c < kLanes; ++c) floats(target)[c] = source && c < lanes ? source[c * stride] : 0.0f;
 }
 
-static void decay_of(const Tile& delta, const Lanes& A, Tile& decay) {
+static void store_lanes(const Lanes& lanes_, float* target, long stride, long lanes) {
+  for (long c = 0; c < lanes; ++c) target[c * stride] = floats(lanes_)[c];
+}
+
+// sums[t] ← the sum of row t.
+static void sum_rows(const Vec* rows, long steps, float* sums) {
+  for (long t = 0; t < kSteps; t += 8) {
+    Vec8 block[8];
+    for (long i = 0; i < 8; ++i) {
+      block[i] = Vec8{};
+      __builtin_memcpy(block + i, rows + t + i, kWidth < 8 ? sizeof(Vec) : sizeof(Vec8));
+      for (long j = 8; j < kWidth; j += 8) block[i] += load8(floats(rows + t + i) + j);
+    }
+    transpose8(block);
+    Vec8 total = block[0];
+    for (long i = 1; i < 8; ++i) total += block[i];
+    for (long i = 0; i < 8 && t + i < steps; ++i) sums[t + i] = total[i];
+  }
+}
+
+// Δ ← softplus(Δ + bias) or Δ + bias.
+static void activate(Tile& delta, const Lanes& bias, bool softplus) {
   for (long t = 0; t < kSteps; ++t)
-    for (long c = 0; c < kLanes; ++c) decay[t][c] = exp_(delta[t][c] * A[c]);
+    for (long v = 0; v < kVecs; ++v) {
+      const Vec x = delta[t][v] + bias[v];
+      delta[t][v] = softplus ? positive_part(x) + log1p_(exp_(minus_abs(x))) : x;
+    }
 }
 
-// Positions of a tile in the order a direction visits them: t = first + i·sign.
-struct Order {
-  long first, sign;
-  Order(bool backwards, long steps) : first(backwards ? steps - 1 : 0), sign(backwards ? -1 : 1) {}
-  long at(long i) const { return first + i * sign; }
+// The same; where softplus, slope ← dΔ/d(given) too.
+static void activate(Tile& delta, const Lanes& bias, bool softplus, Tile& slope) {
+  if (!softplus) return activate(delta, bias, softplus);
+  for (long t = 0; t < kSteps; ++t)
+    for (long v = 0; v < kVecs; ++v) {
+      const Vec x = delta[t][v] + bias[v], z = exp_(minus_abs(x));
+      slope[t][v] = (x < Vec{} ? z : Vec{} + 1.0f) / (1.0f + z);
+      delta[t][v] = positive_part(x) + log1p_(z);
+    }
+}
+
+// One tile of kSteps positions, the `i`-th that direction k visits, and the order of its positions.
+struct Span {
+  long tile, start, steps;
+  bool backwards;
+  Span(const Problem& p, long i, long k)
+      : tile(k ? p.tiles - 1 - i : i), start(tile * kSteps),
+        steps(p.L - start < kSteps ? p.L - start : kSteps), backwards(k == 1) {}
+  long at(long j) const { return backwards ? steps - 1 - j : j; }
+  long next_tile() const { return backwards ? tile - 1 : tile + 1; }
+};
+
+// What direction k of one block of channels reads.
+template <typename T>
+struct Direction {
+  const T* delta;
+  const float *A, *B, *C;
+  float* states;
+  Lanes D, bias;
+  Direction(const Problem& p, long image, long group, long channel, long lanes, long k) {
+    const long ik = image * p.K + k, kc = k * p.channels + channel;
+    delta = (const T*)p.delta.data + image * p.delta.image + k * p.delta.direction + channel * p.delta.channel;
+    A = p.A + kc * p.N;
+    B = p.B + (ik * p.G + group) * p.N * p.L;
+    C = p.C + (ik * p.G + group) * p.N * p.L;
+    states = p.states + ik * p.tiles * p.N * p.channels + channel;
+    load_lanes(p.D ? p.D + kc : nullptr, 1, lanes, D);
+    load_lanes(p.bias ? p.bias + kc : nullptr, 1, lanes, bias);
+  }
 };
 
 template <typename T>
 static void forward_block(const Problem& p, long image, long group, long channel, long lanes) {
-  Tile u, delta, decay, y;
-  Lanes A, D, bias;
+  Tile u, delta, y;
+  Lanes A, h;
   const T* u0 = (const T*)p.u.data + image * p.u.image + channel * p.u.channel;
   float* y0 = p.y + image * p.u_like.image + channel * p.u_like.channel;
   for (long k = 0; k < p.K; ++k) {
-    const T* delta0 = (const T*)p.delta.data + image * p.delta.image + k * p.delta.direction
-                      + channel * p.delta.channel;
-    load_lanes(p.D ? p.D + k * p.channels + channel : nullptr, 1, lanes, D);
-    load_lanes(p.bias ? p.bias + k * p.channels + channel : nullptr, 1, lanes, bias);
-    float* state = p.states + ((image * p.K + k) * p.tiles * p.N) * p.channels + channel;
-    const float* B = p.B + ((image * p.K + k) * p.G + group) * p.N * p.L;
-    const float* C = p.C + ((image * p.K + k) * p.G + group) * p.N * p.L;
+    const Direction<T> in(p, image, group, channel, lanes, k);
     for (long i = 0; i < p.tiles; ++i) {
-      const long tile = k ? p.tiles - 1 - i : i, t0 = tile * kSteps;
-      const long steps = p.L - t0 < kSteps ? p.L - t0 : kSteps;
-      const Order order(k == 1, steps);
-      load_tile(u0 + t0 * p.u.position, p.u.channel, p.u.position, lanes, steps, u);
-      load_tile(delta0 + t0 * p.delta.position, p.delta.channel, p.delta.position, lanes, steps, delta);
-      activate(delta, bias, p.softplus, nullptr);
+      const Span span(p, i, k);
+      load_tile(u0 + span.start * p.u.position, p.u.channel, p.u.position, lanes, span.steps, u);
+      load_tile(in.delta + span.start * p.delta.position, p.delta.channel, p.delta.position, lanes, span.steps,
+                delta);
+      activate(delta, in.bias, p.softplus);
       for (long t = 0; t < kSteps; ++t)
-        for (long c = 0; c < kLanes; ++c) y[t][c] = D[c] * u[t][c];
+        for (long v = 0; v < kVecs; ++v) y[t][v] = in.D[v] * u[t][v];
       for (long n = 0; n < p.N; ++n) {
         // The state that enters a tile is kept: it is all that the backward pass needs besides the inputs.
-        float* kept = state + (tile * p.N + n) * p.channels;
-        Lanes h;
-        load_lanes(kept, 1, lanes, h);
-        load_lanes(p.A + (k * p.channels + channel) * p.N + n, p.N, lanes, A);
-        decay_of(delta, A, decay);
-        for (long j = 0; j < steps; ++j) {
-          const long t = order.at(j);
-          const float b = B[n * p.L + t0 + t], w = C[n * p.L + t0 + t];
-          for (long c = 0; c < kLanes; ++c) {
-            h[c] = decay[t][c] * h[c] + delta[t][c] * b * u[t][c];
-            y[t][c] += w * h[c];
+        load_lanes(in.states + (span.tile * p.N + n) * p.channels, 1, lanes, h);
+        load_lanes(in.A + n, p.N, lanes, A);
+        const float *B = in.B + n * p.L + span.start, *C = in.C + n * p.L + span.start;
+        for (long j = 0; j < span.steps; ++j) {
+          const long t = span.at(j);
+          for (long v = 0; v < kVecs; ++v) {
+            h[v] = exp_(delta[t][v] * A[v]) * h[v] + delta[t][v] * u[t][v] * B[t];
+            y[t][v] += h[v] * C[t];
           }
         }
-        if (i + 1 < p.tiles) {
-          float* next = state + ((k ? tile - 1 : tile + 1) * p.N + n) * p.channels;
-          for (long c = 0; c < lanes; ++c) next[c] = h[c];
-        }
+        if (i + 1 < p.tiles) store_lanes(h, in.states + (span.next_tile() * p.N + n) * p.channels, 1, lanes);
       }
-      store_tile(y, y0 + t0 * p.u_like.position, p.u_like.channel, p.u_like.position, lanes, steps, k > 0);
+      store_tile(y, y0 + span.start * p.u_like.position, p.u_like.channel, p.u_like.position, lanes, span.steps,
+                 k > 0);
     }
   }
+}
+
+struct BackwardTiles {
+  Tile u, delta, slope, gy, du, ddelta;
+};
+
+// One state of one tile. h: the state before the tile; dh: the gradient of the state after it, then of h.
+// dA and the tiles du and ddelta (with respect to Δ) are added to.
+static inline void backward_state(const Span& span, const Lanes& A, const float* B, const float* C, Lanes& h,
+                                  Lanes& dh, Lanes& dA, BackwardTiles& x, float* dB, float* dC) {
+  Tile decay, before;
+  Vec dB_rows[kSteps] = {}, dC_rows[kSteps] = {};
+  for (long j = 0; j < span.steps; ++j) {
+    const long t = span.at(j);
+    for (long v = 0; v < kVecs; ++v) {
+      decay[t][v] = exp_(x.delta[t][v] * A[v]);
+      before[t][v] = h[v];
+      h[v] = decay[t][v] * h[v] + x.delta[t][v] * x.u[t][v] * B[t];
+    }
+  }
+  for (long j = span.steps - 1; j >= 0; --j) {
+    const long t = span.at(j);
+    for (long v = 0; v < kVecs; ++v) {
+      const Vec grad = x.gy[t][v] * C[t] + dh[v];  // of the loss by h_t
+      const Vec carry = grad * decay[t][v], by_decay = carry * before[t][v];
+      const Vec drive = x.delta[t][v] * x.u[t][v], by_drive = grad * B[t];
+      dC_rows[t] += x.gy[t][v] * (decay[t][v] * before[t][v] + drive * B[t]);
+      dB_rows[t] += grad * drive;
+      x.ddelta[t][v] += by_decay * A[v] + by_drive * x.u[t][v];
+      x.du[t][v] += by_drive * x.delta[t][v];
+      dA[v] += by_decay * x.delta[t][v];
+      dh[v] = carry;
+    }
+  }
+  sum_rows(dB_rows, span.steps, dB);
+  sum_rows(dC_rows, span.steps, dC);
 }
 
 template <typename T>
 static void backward_block(const Problem& p, const Gradients& g, long image, long group, long channel,
                            long lanes, long part) {
-  Tile u, delta, slope, decay, before, gy, du, ddelta;
-  Lanes A, D, bias, dD, dbias;
+  BackwardTiles x;
+  Lanes A, h, dh, dA;
   const T* u0 = (const T*)p.u.data + image * p.u.image + channel * p.u.channel;
+  const long like = image * p.u_like.image + channel * p.u_like.channel;
   for (long k = 0; k < p.K; ++k) {
-    const long row = (image * p.K + k) * p.channels + channel;
-    const T* delta0 = (const T*)p.delta.data + image * p.delta.image + k * p.delta.direction
-                      + channel * p.delta.channel;
-    load_lanes(p.D ? p.D + k * p.channels + channel : nullptr, 1, lanes, D);
-    load_lanes(p.bias ? p.bias + k * p.channels + channel : nullptr, 1, lanes, bias);
-    const float* state = p.states + ((image * p.K + k) * p.tiles * p.N) * p.channels + channel;
-    const float* B = p.B + ((image * p.K + k) * p.G + group) * p.N * p.L;
-    const float* C = p.C + ((image * p.K + k) * p.G + group) * p.N * p.L;
-    float* dB = g.B + ((image * p.K + k) * p.parts + part) * p.N * p.L;
-    float* dC = g.C + ((image * p.K + k) * p.parts + part) * p.N * p.L;
-    for (long c = 0; c < kLanes; ++c) dD[c] = dbias[c] = 0.0f;
+    const Direction<T> in(p, image, group, channel, lanes, k);
+    const long ik = image * p.K + k, row = ik * p.channels + channel, rows = (ik * p.parts + part) * p.N * p.L;
+    float* ddelta0 = g.delta + image * p.delta_like.image + k * p.delta_like.direction
+                     + channel * p.delta_like.channel;
+    Lanes dD = {}, dbias = {};
     for (long i = p.tiles - 1; i >= 0; --i) {
-      const long tile = k ? p.tiles - 1 - i : i, t0 = tile * kSteps;
-      const long steps = p.L - t0 < kSteps ? p.L - t0 : kSteps;
-      const Order order(k == 1, steps);
-      load_tile(u0 + t0 * p.u.position, p.u.channel, p.u.position, lanes, steps, u);
-      load_tile(delta0 + t0 * p.delta.position, p.delta.channel, p.delta.position, lanes, steps, delta);
-      load_tile(g.y + image * p.u_like.image + channel * p.u_like.channel + t0 * p.u_like.position,
-                p.u_like.channel, p.u_like.position, lanes, steps, gy);
-      activate(delta, bias, p.softplus, &slope);
+      const Span span(p, i, k);
+      const long start = span.start, place = like + start * p.u_like.position;
+      load_tile(u0 + start * p.u.position, p.u.channel, p.u.position, lanes, span.steps, x.u);
+      load_tile(in.delta + start * p.delta.position, p.delta.channel, p.delta.position, lanes, span.steps,
+                x.delta);
+      load_tile(g.y + place, p.u_like.channel, p.u_like.position, lanes, span.steps, x.gy);
+      activate(x.delta, in.bias, p.softplus, x.slope);
       for (long t = 0; t < kSteps; ++t)
-        for (long c = 0; c < kLanes; ++c) {
-          du[t][c] = D[c] * gy[t][c];
-          dD[c] += u[t][c] * gy[t][c];
-          ddelta[t][c] = 0.0f;
+        for (long v = 0; v < kVecs; ++v) {
+          x.du[t][v] = in.D[v] * x.gy[t][v];
+          dD[v] += x.u[t][v] * x.gy[t][v];
+          x.ddelta[t][v] = Vec{};
         }
       for (long n = 0; n < p.N; ++n) {
-        Lanes h, dh, dA;
-        float* carried = g.states + ((image * p.K + k) * p.N + n) * p.channels + channel;
-        load_lanes(state + (tile * p.N + n) * p.channels, 1, lanes, h);
+        float* carried = g.states + (ik * p.N + n) * p.channels + channel;
+        const long first = n * p.L + start;
+        load_lanes(in.states + (span.tile * p.N + n) * p.channels, 1, lanes, h);
         load_lanes(carried, 1, lanes, dh);
         load_lanes(g.A + row * p.N + n, p.N, lanes, dA);
-        load_lanes(p.A + (k * p.channels + channel) * p.N + n, p.N, lanes, A);
-        decay_of(delta, A, decay);
-        for (long j = 0; j < steps; ++j) {
-          const long t = order.at(j);
-          const float b = B[n * p.L + t0 + t];
-          for (long c = 0; c < kLanes; ++c) {
-            before[t][c] = h[c];
-            h[c] = decay[t][c] * h[c] + delta[t][c] * b * u[t][c];
-          }
-        }
-        for (long j = steps - 1; j >= 0; --j) {
-          const long t = order.at(j);
-          const float b = B[n * p.L + t0 + t], w = C[n * p.L + t0 + t];
-          float sum_b = 0.0f, sum_c = 0.0f;
-#pragma omp simd reduction(+ : sum_b, sum_c)
-          for (long c = 0; c < kLanes; ++c) {
-            const float drive = delta[t][c] * u[t][c];
-            const float grad = w * gy[t][c] + dh[c];  // of the loss by h_t
-            const float by_decay = grad * before[t][c] * decay[t][c];
-            sum_c += gy[t][c] * (decay[t][c] * before[t][c] + b * drive);
-            sum_b += grad * drive;
-            ddelta[t][c] += by_decay * A[c] + grad * b * u[t][c];
-            dA[c] += by_decay * delta[t][c];
-            du[t][c] += grad * b * delta[t][c];
-            dh[c] = grad * decay[t][c];
-          }
-          dB[n * p.L + t0 + t] = sum_b;
-          dC[n * p.L + t0 + t] = sum_c;
-        }
-        for (long c = 0; c < lanes; ++c) {
-          carried[c] = dh[c];
-          g.A[(row + c) * p.N + n] = dA[c];
-        }
+        load_lanes(in.A + n, p.N, lanes, A);
+        backward_state(span, A, in.B + first, in.C + first, h, dh, dA, x, g.B + rows + first,
+                       g.C + rows + first);
+        store_lanes(dh, carried, 1, lanes);
+        store_lanes(dA, g.A + row * p.N + n, p.N, lanes);
       }
-      if (p.softplus)
-        for (long t = 0; t < kSteps; ++t)
-          for (long c = 0; c < kLanes; ++c) ddelta[t][c] *= slope[t][c];
-      for (long t = 0; t < steps; ++t)
-        for (long c = 0; c < kLanes; ++c) dbias[c] += ddelta[t][c];
-      store_tile(du, g.u + image * p.u_like.image + channel * p.u_like.channel + t0 * p.u_like.position,
-                 p.u_like.channel, p.u_like.position, lanes, steps, k > 0);
-      store_tile(ddelta, g.delta + image * p.delta_like.image + k * p.delta_like.direction
-                             + channel * p.delta_like.channel + t0 * p.delta_like.position,
-                 p.delta_like.channel, p.delta_like.position, lanes, steps, false);
+      for (long t = 0; t < span.steps; ++t)
+        for (long v = 0; v < kVecs; ++v) {
+          if (p.softplus) x.ddelta[t][v] *= x.slope[t][v];
+          dbias[v] += x.ddelta[t][v];
+        }
+      store_tile(x.du, g.u + place, p.u_like.channel, p.u_like.position, lanes, span.steps, k > 0);
+      store_tile(x.ddelta, ddelta0 + start * p.delta_like.position, p.delta_like.channel,
+                 p.delta_like.position, lanes, span.steps, false);
     }
-    for (long c = 0; c < lanes; ++c) {
-      g.D[row + c] = dD[c];
-      g.bias[row + c] = dbias[c];
-    }
+    store_lanes(dD, g.D + row, 1, lanes);
+    store_lanes(dbias, g.bias + row, 1, lanes);
   }
 }

@@ -12,8 +12,6 @@
 namespace {
 
 constexpr long kLanes = 32, kSteps = 32;
-using Lanes = float[kLanes];
-using Tile = float[kSteps][kLanes];
 struct Bfloat16 { unsigned short bits; };
 
 struct View {
@@ -38,36 +36,46 @@ struct Gradients {
   float* states;                // (image, K, N, D): what a tile hands to the one before it
 };
 
+#define SCAN_VECTOR_WIDTH 4
 namespace baseline {
 #include "scan_kernel.h"
 }
+#undef SCAN_VECTOR_WIDTH
 
 // Other instruction sets are compiled beside the baseline and chosen when the program runs.
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
 #define MMM_X86_VARIANTS 1
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#define SCAN_VECTOR_WIDTH 8
 namespace avx2 {
 #include "scan_kernel.h"
 }
+#undef SCAN_VECTOR_WIDTH
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512")
+#define SCAN_VECTOR_WIDTH 16
 namespace avx512 {
 #include "scan_kernel.h"
 }
+#undef SCAN_VECTOR_WIDTH
 #pragma GCC pop_options
 #elif defined(__clang__) && defined(__x86_64__)
 #define MMM_X86_VARIANTS 1
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#define SCAN_VECTOR_WIDTH 8
 namespace avx2 {
 #include "scan_kernel.h"
 }
+#undef SCAN_VECTOR_WIDTH
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma"))), apply_to = function)
+#define SCAN_VECTOR_WIDTH 16
 namespace avx512 {
 #include "scan_kernel.h"
 }
+#undef SCAN_VECTOR_WIDTH
 #pragma clang attribute pop
 #endif
 
