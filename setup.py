@@ -31,8 +31,8 @@ def native_kernel() -> dict:
     flags = ['-O3', '-fno-math-errno', '-fno-trapping-math', '-Wno-psabi', threads]
     extension = CppExtension(
         'mmmobilemamba._native',
-        [f'{KERNEL}/selective_scan.cpp'],
-        depends=[f'{KERNEL}/scan_kernel.h'],
+        sorted(map(str, Path(KERNEL).glob('*.cpp'))),
+        depends=sorted(map(str, Path(KERNEL).glob('*.h'))),
         extra_compile_args=flags,
         extra_link_args=flags[-1:],
         # A machine without a working compiler gets the package without the kernel.

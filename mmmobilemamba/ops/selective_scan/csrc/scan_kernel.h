@@ -1,11 +1,14 @@
 // The arithmetic of the selective scan.
 //
-// selective_scan.cpp includes this file once per instruction set, each time in another namespace and
-// under other target options, so nothing here may come from a header that others share: no std::, no
-// ATen. Symbols are those of reference.py: L positions t, D channels c, N states n.
+// scan_baseline.cpp, scan_avx2.cpp and scan_avx512.cpp compile this file for their instruction sets. What
+// they compile must not be shared with files for other instruction sets: no std::, no ATen.
 //
 // One call handles up to kLanes channels of one group of one image, in all directions. Positions go
 // through tiles of kSteps in the layout (position, channel), which stay in the first-level cache.
+
+#include "scan_problem.h"
+
+namespace {
 
 // Vectors of GCC and clang: they compile to the widest instructions of the target, or to several of them.
 typedef float Vec __attribute__((vector_size(4 * SCAN_VECTOR_WIDTH)));
@@ -81,29 +84,26 @@ static inline Vec log1p_(Vec z) {
 static inline Vec minus_abs(Vec x) { return (Vec)((IntVec)x | (int)0x80000000); }
 static inline Vec positive_part(Vec x) { return Vec{} < x ? x : Vec{}; }
 
-template <int... i>
-static inline Vec8 pick(Vec8 a, Vec8 b) {
 #ifdef __clang__
-  return __builtin_shufflevector(a, b, i...);
+#define SCAN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-  return __builtin_shuffle(a, b, IntVec8{i...});
+#define SCAN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, IntVec8{__VA_ARGS__})
 #endif
-}
 
 static inline void transpose8(Vec8* x) {
   Vec8 y[8];
   for (long i = 0; i < 8; i += 2) {
-    y[i] = pick<0, 8, 1, 9, 4, 12, 5, 13>(x[i], x[i + 1]);
-    y[i + 1] = pick<2, 10, 3, 11, 6, 14, 7, 15>(x[i], x[i + 1]);
+    y[i] = SCAN_SHUFFLE(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    y[i + 1] = SCAN_SHUFFLE(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
   }
   for (long i = 0; i < 8; i += 4)
     for (long j = 0; j < 2; ++j) {
-      x[i + 2 * j] = pick<0, 1, 8, 9, 4, 5, 12, 13>(y[i + j], y[i + 2 + j]);
-      x[i + 2 * j + 1] = pick<2, 3, 10, 11, 6, 7, 14, 15>(y[i + j], y[i + 2 + j]);
+      x[i + 2 * j] = SCAN_SHUFFLE(y[i + j], y[i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
+      x[i + 2 * j + 1] = SCAN_SHUFFLE(y[i + j], y[i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
     }
   for (long i = 0; i < 4; ++i) {
-    y[i] = pick<0, 1, 2, 3, 8, 9, 10, 11>(x[i], x[i + 4]);
-    y[i + 4] = pick<4, 5, 6, 7, 12, 13, 14, 15>(x[i], x[i + 4]);
+    y[i] = SCAN_SHUFFLE(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    y[i + 4] = SCAN_SHUFFLE(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
   }
   for (long i = 0; i < 8; ++i) x[i] = y[i];
 }
@@ -324,6 +324,7 @@ static void backward_block(const Problem& p, const Gradients& g, long image, lon
   BackwardTiles x;
   Lanes A, h, dh, dA;
   const T* u0 = (const T*)p.u.data + image * p.u.image + channel * p.u.channel;
+  const float* dy0 = (const float*)g.y.data + image * g.y.image + channel * g.y.channel;
   const long like = image * p.u_like.image + channel * p.u_like.channel;
   for (long k = 0; k < p.K; ++k) {
     const Direction<T> in(p, image, group, channel, lanes, k);
@@ -337,7 +338,7 @@ static void backward_block(const Problem& p, const Gradients& g, long image, lon
       load_tile(u0 + start * p.u.position, p.u.channel, p.u.position, lanes, span.steps, x.u);
       load_tile(in.delta + start * p.delta.position, p.delta.channel, p.delta.position, lanes, span.steps,
                 x.delta);
-      load_tile(g.y + place, p.u_like.channel, p.u_like.position, lanes, span.steps, x.gy);
+      load_tile(dy0 + start * g.y.position, g.y.channel, g.y.position, lanes, span.steps, x.gy);
       activate(x.delta, in.bias, p.softplus, x.slope);
       for (long t = 0; t < kSteps; ++t)
         for (long v = 0; v < kVecs; ++v) {
@@ -370,3 +371,8 @@ static void backward_block(const Problem& p, const Gradients& g, long image, lon
     store_lanes(dbias, g.bias + row, 1, lanes);
   }
 }
+
+constexpr Kernels kKernels{forward_block<float>, forward_block<Bfloat16>, backward_block<float>,
+                           backward_block<Bfloat16>};
+
+}  // namespace

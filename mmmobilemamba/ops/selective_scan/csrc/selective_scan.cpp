@@ -9,92 +9,18 @@
 #include <optional>
 #include <tuple>
 
+#include "scan_problem.h"
+
 namespace {
 
-constexpr long kLanes = 32, kSteps = 32;
-struct Bfloat16 { unsigned short bits; };
-
-struct View {
-  const void* data;
-  long image, direction, channel, position;  // strides in elements
-};
-
-// Channels come in blocks of kLanes that do not cross a group: `blocks` per group, `parts` in all.
-struct Problem {
-  long images, K, G, N, L, channels, tiles, blocks, parts;
-  bool softplus;
-  View u, delta, u_like, delta_like;  // *_like: strides of float32 tensors laid out as u and delta
-  const float *A, *B, *C, *D, *bias;  // (K, D, N); (image, K, G, N, L) twice; (K, D) or null twice
-  float* states;                      // (image, K, tiles, N, D): the states that enter the tiles
-  float* y;
-};
-
-struct Gradients {
-  const float* y;
-  float *u, *delta;
-  float *A, *B, *C, *D, *bias;  // per image, and B and C per part
-  float* states;                // (image, K, N, D): what a tile hands to the one before it
-};
-
-#define SCAN_VECTOR_WIDTH 4
-namespace baseline {
-#include "scan_kernel.h"
-}
-#undef SCAN_VECTOR_WIDTH
-
-// Other instruction sets are compiled beside the baseline and chosen when the program runs.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
-#define MMM_X86_VARIANTS 1
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#define SCAN_VECTOR_WIDTH 8
-namespace avx2 {
-#include "scan_kernel.h"
-}
-#undef SCAN_VECTOR_WIDTH
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512")
-#define SCAN_VECTOR_WIDTH 16
-namespace avx512 {
-#include "scan_kernel.h"
-}
-#undef SCAN_VECTOR_WIDTH
-#pragma GCC pop_options
-#elif defined(__clang__) && defined(__x86_64__)
-#define MMM_X86_VARIANTS 1
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#define SCAN_VECTOR_WIDTH 8
-namespace avx2 {
-#include "scan_kernel.h"
-}
-#undef SCAN_VECTOR_WIDTH
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma"))), apply_to = function)
-#define SCAN_VECTOR_WIDTH 16
-namespace avx512 {
-#include "scan_kernel.h"
-}
-#undef SCAN_VECTOR_WIDTH
-#pragma clang attribute pop
-#endif
-
-template <typename T>
-struct Kernels {
-  void (*forward)(const Problem&, long, long, long, long);
-  void (*backward)(const Problem&, const Gradients&, long, long, long, long, long);
-};
-
-template <typename T>
-Kernels<T> kernels() {
-#ifdef MMM_X86_VARIANTS
+const Kernels& kernels() {
+#ifdef SCAN_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")
       && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-    return {avx512::forward_block<T>, avx512::backward_block<T>};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return {avx2::forward_block<T>, avx2::backward_block<T>};
+    return kAvx512Kernels;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2Kernels;
 #endif
-  return {baseline::forward_block<T>, baseline::backward_block<T>};
+  return kBaselineKernels;
 }
 
 template <typename F>
@@ -165,7 +91,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& u, const at::Tensor
   p.y = y.data_ptr<float>(), p.u_like = view(y), p.states = states.data_ptr<float>();
   const bool single = u.scalar_type() == at::kFloat;
   for_each_block(p, [&](long image, long group, long channel, long lanes, long) {
-    (single ? kernels<float>().forward : kernels<Bfloat16>().forward)(p, image, group, channel, lanes);
+    (single ? kernels().forward : kernels().forward_bfloat16)(p, image, group, channel, lanes);
   });
   return {y, states};
 }
@@ -178,20 +104,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     bool softplus) {
   Problem p = problem(u, delta, A, B, C, D, bias, softplus);
   at::Tensor du = like(u), ddelta = like(delta);
-  at::Tensor dy = like(u).copy_(grad);
   at::Tensor dA = at::zeros({p.images, p.K, p.channels, p.N}, A.options());
   at::Tensor dB = at::zeros({p.images, p.K, p.parts, p.N, p.L}, A.options()), dC = at::empty_like(dB);
   at::Tensor dD = at::zeros({p.images, p.K, p.channels}, A.options()), dbias = at::empty_like(dD);
   at::Tensor carried = at::zeros({p.images, p.K, p.N, p.channels}, A.options());
   p.u_like = view(du), p.delta_like = view(ddelta);
   p.states = states.data_ptr<float>();
-  const Gradients g{dy.const_data_ptr<float>(), du.data_ptr<float>(), ddelta.data_ptr<float>(),
+  TORCH_CHECK(grad.sizes() == u.sizes() && grad.scalar_type() == at::kFloat, "scan: wrong gradient");
+  const Gradients g{view(grad), du.data_ptr<float>(), ddelta.data_ptr<float>(),
                     dA.data_ptr<float>(), dB.data_ptr<float>(), dC.data_ptr<float>(), dD.data_ptr<float>(),
                     dbias.data_ptr<float>(), carried.data_ptr<float>()};
   const bool single = u.scalar_type() == at::kFloat;
   for_each_block(p, [&](long image, long group, long channel, long lanes, long part) {
-    (single ? kernels<float>().backward : kernels<Bfloat16>().backward)(p, g, image, group, channel, lanes,
-                                                                        part);
+    (single ? kernels().backward : kernels().backward_bfloat16)(p, g, image, group, channel, lanes, part);
   });
   return {du, ddelta, dA, dB, dC, dD, dbias};
 }
