@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..arch import NUM_STAGES, Arch
 from ..checkpoint import load_pretrained, prepare_backbone_state_dict
+from ..deploy import fuse_children
+from ..errors import UserError
 from ..layers import ConvBN, Downsample, MobileMambaBlock
 from ..layers.conv_bn import DEFAULT_NORM, NormCfg
 from ..ops import check_backend
@@ -102,6 +104,7 @@ class MobileMamba(BaseModule):
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.deployed = False
         widths = self.arch.widths
         self.out_channels = tuple((widths[0], *widths)[i] for i in self.out_indices)
         self.out_strides = tuple((16, 16, 32, 64)[i] for i in self.out_indices)
@@ -140,7 +143,8 @@ class MobileMamba(BaseModule):
         width = self.arch.widths[0]
         layers: list[nn.Module] = []
         for divisor in (8, 4, 2, 1):
-            layers += [ConvBN(in_channels, width // divisor, 3, stride=2, norm_cfg=norm_cfg), nn.ReLU()]
+            layers += [ConvBN(in_channels, width // divisor, 3, stride=2, norm_cfg=norm_cfg),
+                       nn.ReLU(inplace=True)]
             in_channels = width // divisor
         return nn.Sequential(*layers[:-1])
 
@@ -160,6 +164,9 @@ class MobileMamba(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, in_channels, H, W) images → one map (B, C_i, H_i, W_i) per entry of ``out_indices``."""
+        if x.device.type == 'cpu':
+            # Where the CPU's convolutions and matrix products, and the scan, are fastest.
+            x = x.contiguous(memory_format=torch.channels_last)
         outputs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -179,6 +186,22 @@ class MobileMamba(BaseModule):
         prepare_backbone_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def switch_to_deploy(self) -> None:
+        """Fold what is linear: batch norms and identity branches into convolutions, scales into weights.
+
+        The outputs stay the same up to rounding. Device and data type are kept; a second call does
+        nothing. The folded network cannot be trained, and takes the checkpoints of folded ones only.
+        """
+        if not self.deployed:
+            self.eval()
+            fuse_children(self)
+            convs = self.stem[0::2]
+            for conv in convs[:-1]:
+                conv.activation = 'relu'
+            self.stem = convs
+            self.requires_grad_(False)
+            self.deployed = True
+
     def _freeze_stages(self) -> None:
         for stage in self.stages[:self.frozen_stages + 1]:
             stage.eval()
@@ -186,6 +209,11 @@ class MobileMamba(BaseModule):
 
     def train(self, mode: bool = True) -> 'MobileMamba':
         """Set training mode; frozen stages, and with ``norm_eval`` all BN layers, stay in eval mode."""
+        if mode and self.deployed:
+            raise UserError(
+                'this MobileMamba was fused by switch_to_deploy() and can no longer be trained; build it '
+                'anew from its config and load the un-fused checkpoint'
+            )
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:

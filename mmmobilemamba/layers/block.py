@@ -61,8 +61,13 @@ class PatchMerging(nn.Module):
         self.project = ConvBN(hidden, out_channels, norm_cfg=norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.dw(F.relu(self.expand(x))))
+        x = F.relu(self.dw(F.relu(self.expand(x), inplace=True)), inplace=True)
         return self.project(self.se(x))
+
+    def fuse(self) -> nn.Sequential:
+        """The same with the ReLUs taken in by the convolutions."""
+        self.expand.activation = self.dw.activation = 'relu'
+        return nn.Sequential(self.expand, self.dw, self.se, self.project)
 
 
 class Downsample(nn.Sequential):

@@ -5,8 +5,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .conv_bn import DEFAULT_NORM, ConvBN, NormCfg
+from .fused_conv import FusedConv2d
 from .ss2d import SS2D
 from .wavelet import WaveletConv
 
@@ -41,7 +43,12 @@ class MKDeConv(nn.Module):
         self.bn2 = build_norm_layer(norm_cfg, channels)[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn2(self.pointwise(F.relu(self.bn1(self.dwconv(x)))))
+        return self.bn2(self.pointwise(F.relu(self.bn1(self.dwconv(x)), inplace=True)))
+
+    def fuse(self) -> nn.Sequential:
+        """Both batch normalisations folded into the convolution before them."""
+        return nn.Sequential(FusedConv2d(fuse_conv_bn_eval(self.dwconv, self.bn1), 'relu'),
+                             FusedConv2d(fuse_conv_bn_eval(self.pointwise, self.bn2)))
 
 
 class WaveletMamba(nn.Module):
@@ -56,7 +63,17 @@ class WaveletMamba(nn.Module):
         self.wavelet = WaveletConv(channels, kernel_size, wavelet, wavelet_levels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_scale * self.ss2d(x) + self.wavelet(x)
+        y = self.ss2d(x)
+        if self.base_scale is not None:
+            y = self.base_scale * y
+        return y + self.wavelet(x)
+
+    def fuse(self) -> 'WaveletMamba':
+        """Fold the scale into the output projection, which is a convolution by now."""
+        for tensor in (self.ss2d.out_proj.weight, self.ss2d.out_proj.bias):
+            tensor.data *= self.base_scale.data.view(-1, *[1] * (tensor.dim() - 1))
+        self.base_scale = None
+        return self
 
 
 class MRFFI(nn.Module):
@@ -84,4 +101,7 @@ class MRFFI(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide, local, identity = x.split(self.splits, dim=1)
         mixed = torch.cat((self.global_branch(wide), self.local_branch(local), identity), dim=1)
-        return x + self.proj(F.relu(mixed))
+        mixed = F.relu(mixed, inplace=True)
+        if isinstance(self.proj, FusedConv2d):
+            return self.proj(mixed, add=x)
+        return x + self.proj(mixed)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import bidirectional_selective_scan
-from .conv_bn import DEFAULT_NORM, ConvBN, NormCfg
+from .conv_bn import DEFAULT_NORM, ConvBN, NormCfg, pointwise
+from .fused_conv import FusedConv2d
 
 
 class SS2D(nn.Module):
@@ -33,6 +34,7 @@ class SS2D(nn.Module):
         inner, rank, directions = int(expansion * channels), math.ceil(channels / 16), 2
         self.d_state, self.rank, self.scan_backend = d_state, rank, scan_backend
         self.in_proj = ConvBN(channels, 2 * inner, norm_cfg=norm_cfg)
+        self.gate_proj: FusedConv2d | None = None
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
         bound = inner ** -0.5  # what nn.Linear(inner, rank + 2 * d_state) starts from
         self.x_proj_weight = nn.Parameter(
@@ -46,23 +48,37 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        x, gate = self.in_proj(x).chunk(2, dim=1)
-        y = self._scan(F.silu(self.conv(x)))
+        x, gate = self._project(x)
+        y = self._scan(x)
         # Where the scan returns float32 for half-precision inputs, a half-precision model goes on in its own.
         y = self.out_norm(y.transpose(1, 2).to(self.out_norm.weight.dtype))
         y = y.transpose(1, 2).unflatten(2, (height, width))
-        return self.out_proj(y * F.silu(gate))
+        return self.out_proj(y * gate)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the scan reads, and the gate of what it gives, each (B, D, H, W)."""
+        if self.gate_proj is not None:
+            return self.conv(self.in_proj(x)), self.gate_proj(x)
+        x, gate = self.in_proj(x).chunk(2, dim=1)
+        return F.silu(self.conv(x)), F.silu(gate)
 
     def _scan(self, x: Tensor) -> Tensor:
         """(B, D, H, W) → (B, D, L): Δ, B and C from the pixels themselves, then the scan."""
-        batch, inner = x.shape[:2]
-        per_direction = self.rank + 2 * self.d_state
-        # Projections are per pixel, so they need no flipping: both directions in one 1x1 convolution.
-        proj = F.conv2d(x, self.x_proj_weight.view(-1, inner, 1, 1))
-        proj = proj.flatten(2).unflatten(1, (2, per_direction))
-        dt, B, C = proj.split((self.rank, self.d_state, self.d_state), dim=2)
-        delta = torch.stack([torch.matmul(self.dt_proj_weight[k], dt[:, k]) for k in range(2)], 1)
+        inner = x.shape[1]
+        # Projections are per pixel, so they need no flipping: both directions in one 1x1 convolution,
+        # and Δ of both in a second one, whose weight is block-diagonal.
+        to_dt, to_B_and_C = self.x_proj_weight.split((self.rank, 2 * self.d_state), dim=1)
+        proj = pointwise(x, torch.cat((to_dt.flatten(0, 1), to_B_and_C.flatten(0, 1)))[..., None, None])
+        dt, B_and_C = proj.split((2 * self.rank, 4 * self.d_state), dim=1)
+        delta = pointwise(dt, torch.block_diag(*self.dt_proj_weight)[..., None, None])
+        B, C = B_and_C.flatten(2).unflatten(1, (2, 2, self.d_state)).unbind(2)
         return bidirectional_selective_scan(
-            x.flatten(2), delta, -self.A_log.float().exp(), B, C, self.D.float(),
-            delta_bias=self.dt_proj_bias.float().flatten(), delta_softplus=True,
+            x.flatten(2), delta.flatten(2).unflatten(1, (2, inner)), -self.A_log.float().exp(), B, C,
+            self.D.float(), delta_bias=self.dt_proj_bias.float().flatten(), delta_softplus=True,
             backend=self.scan_backend)
+
+    def fuse(self) -> 'SS2D':
+        """Let the convolutions take in the SiLUs, which calls for two input projections."""
+        self.in_proj, self.gate_proj = self.in_proj.chunk('none', 'swish')
+        self.conv = FusedConv2d(self.conv, 'swish')
+        return self

@@ -59,7 +59,7 @@ def dwt2d(x: Tensor, filters: Tensor) -> Tensor:
         coefficients (and one pixel further where K/2 is even).
     """
     if filters.shape[-1] == 2:
-        return _haar_dwt2d(x)
+        return 0.5 * haar_analysis(x)
     b, c, h, w = x.shape
     y = F.conv2d(x, _depthwise_kernels(filters, c), stride=2, padding=filters.shape[-1] // 2 - 1,
                  groups=c)
@@ -77,33 +77,37 @@ def idwt2d(y: Tensor, filters: Tensor) -> Tensor:
         (B, C, 2H, 2W).
     """
     if filters.shape[-1] == 2:
-        return _haar_idwt2d(y)
+        return 0.5 * haar_synthesis(y)
     b, c4, h, w = y.shape
     y = y.view(b, 4, c4 // 4, h, w).transpose(1, 2).flatten(1, 2)
     return F.conv_transpose2d(y, _depthwise_kernels(filters, c4 // 4), stride=2,
                               padding=filters.shape[-1] // 2 - 1, groups=c4 // 4)
 
 
-def _haar_butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, ...]:
-    """The orthonormal 4-point Hadamard transform, its own inverse: additions instead of convolutions."""
+def _butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+    """Twice the orthonormal 4-point Hadamard transform, which is its own inverse."""
     top, bottom, top_diff, bottom_diff = a + b, c + d, a - b, c - d
-    return ((top + bottom) * 0.5, (top - bottom) * 0.5,
-            (top_diff + bottom_diff) * 0.5, (top_diff - bottom_diff) * 0.5)
+    return top + bottom, top - bottom, top_diff + bottom_diff, top_diff - bottom_diff
 
 
-def _haar_dwt2d(x: Tensor) -> Tensor:
+def haar_analysis(x: Tensor) -> Tensor:
+    """Twice ``dwt2d(x)`` of the Haar wavelet, by additions alone."""
     corners = (x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1))
-    return torch.cat(_haar_butterfly(*corners), dim=1)
+    return torch.cat(_butterfly(*corners), dim=1)
 
 
-def _haar_idwt2d(y: Tensor) -> Tensor:
+def haar_synthesis(y: Tensor) -> Tensor:
+    """Twice ``idwt2d(y)`` of the Haar wavelet, by additions alone, in the memory format of y."""
     ll, hl, lh, hh = y.chunk(4, dim=1)
-    # Corner order of the inverse butterfly: (ll, lh, hl, hh) gives top-left, bottom-left, top-right,
-    # bottom-right.
-    tl, bl, tr, br = _haar_butterfly(ll, lh, hl, hh)
-    b, c, h, w = ll.shape
-    rows = torch.stack((torch.stack((tl, tr), dim=-1), torch.stack((bl, br), dim=-1)), dim=-3)
-    return rows.view(b, c, 2 * h, 2 * w)
+    # This order gives top-left, bottom-left, top-right, bottom-right.
+    corners = _butterfly(ll, lh, hl, hh)
+    if y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous():
+        tl, bl, tr, br = (corner.permute(0, 2, 3, 1) for corner in corners)
+        x = torch.stack((torch.stack((tl, tr), dim=3), torch.stack((bl, br), dim=3)), dim=2)
+        return x.flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
+    tl, bl, tr, br = corners
+    x = torch.stack((torch.stack((tl, tr), dim=4), torch.stack((bl, br), dim=4)), dim=3)
+    return x.flatten(2, 3).flatten(3, 4)
 
 
 class WaveletConv(nn.Module):
@@ -138,9 +142,36 @@ class WaveletConv(nn.Module):
 
     def _level(self, x: Tensor, level: int) -> Tensor:
         channels, height, width = x.shape[1:]
-        bands = dwt2d(F.pad(x, (0, width % 2, 0, height % 2)), self.analysis)
-        y = self.convs[level](bands) * self.scales[level]
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, width % 2, 0, height % 2))
+        bands = haar_analysis(x) if self._is_haar else dwt2d(x, self.analysis)
+        conv = self.convs[level]
+        y = F.conv2d(bands, self._weight(level), padding=conv.padding, groups=conv.groups)
         if level + 1 < len(self.convs):
-            low = y[:, :channels] + self._level(bands[:, :channels], level + 1)
-            y = torch.cat((low, y[:, channels:]), dim=1)
-        return idwt2d(y, self.synthesis)[:, :, :height, :width]
+            low = self._gain * self._level(self._gain * bands[:, :channels], level + 1)
+            y = torch.cat((y[:, :channels] + low, y[:, channels:]), dim=1)
+        y = haar_synthesis(y) if self._is_haar else idwt2d(y, self.synthesis)
+        return y[:, :, :height, :width]
+
+    @property
+    def _is_haar(self) -> bool:
+        return self.analysis.shape[-1] == 2
+
+    @property
+    def _gain(self) -> float:
+        """What makes :func:`haar_analysis` or :func:`haar_synthesis` the orthonormal transform."""
+        return 0.5 if self._is_haar else 1.0
+
+    def _weight(self, level: int) -> Tensor:
+        """Kernels with the scale and both gains: cheaper here than on the maps."""
+        weight = self.convs[level].weight
+        if self.scales is None:
+            return weight
+        return weight * (self._gain ** 2 * self.scales[level]).view(-1, 1, 1, 1)
+
+    def fuse(self) -> 'WaveletConv':
+        """Fold the scales into the kernels."""
+        for level, conv in enumerate(self.convs):
+            conv.weight.data = self._weight(level).detach()
+        self.scales = None
+        return self

@@ -1,0 +1,74 @@
+"""The convolution of a folded network, with what follows it in the same pass over memory."""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = {'none': lambda x: x, 'relu': F.relu_, 'swish': lambda x: F.silu(x, inplace=True)}
+
+
+class FusedConv2d(nn.Conv2d):
+    """``activation(conv(x))`` or ``conv(x) + add``, for inference.
+
+    On a CPU, oneDNN runs it as one operation whose weights are brought into its own layout once, not at
+    every call as ``F.conv2d`` does: for a backbone that has more weights than pixels this is a third of the
+    time. Under torch.compile and torch.export, which do this themselves, and where it cannot be done, it is
+    the plain convolution.
+    """
+
+    def __init__(self, conv: nn.Conv2d, activation: str = 'none') -> None:
+        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+                         groups=conv.groups, device='meta')
+        self.weight, self.bias = conv.weight, conv.bias
+        self.activation = activation
+        self._packed: Tensor | None = None
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        if not self._runs_in_onednn(x):
+            y = ACTIVATIONS[self.activation](super().forward(x))
+            return y if add is None else y + add
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight.detach(), *self._geometry, list(x.shape))
+        if add is None:
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, self._packed, self.bias, *self._geometry, self.activation, [], None)
+        return torch.ops.mkldnn._convolution_pointwise.binary(
+            x, add, self._packed, self.bias, *self._geometry, 'add', 1.0, None, [], None)
+
+    def chunk(self, *activations: str) -> list['FusedConv2d']:
+        """Convolutions that each compute an equal share of the output channels; not if depth-wise."""
+        conv = copy.deepcopy(self)
+        conv.out_channels //= len(activations)
+        parts = []
+        for i, activation in enumerate(activations):
+            for name, tensor in self.named_parameters():
+                part = tensor.detach().chunk(len(activations))[i].clone()
+                setattr(conv, name, nn.Parameter(part))
+            parts.append(FusedConv2d(conv, activation))
+        return parts
+
+    @property
+    def _geometry(self) -> tuple:
+        return self.padding, self.stride, self.dilation, self.groups
+
+    def _runs_in_onednn(self, x: Tensor) -> bool:
+        return (x.device.type == 'cpu' and x.dtype == self.weight.dtype == torch.float32
+                and not torch.is_grad_enabled() and not torch.is_autocast_enabled('cpu')
+                and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+                and not torch.compiler.is_compiling() and not torch.jit.is_tracing())
+
+    def _apply(self, *args: Any, **kwargs: Any) -> 'FusedConv2d':
+        self._packed = None
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._packed = None
+        super()._load_from_state_dict(*args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_packed': None}
