@@ -11,7 +11,6 @@ _base_ = [
     'mmdet::retinanet/retinanet_tta.py',
     './_base_/adamw_12e.py',
 ]
-custom_imports = dict(imports=['mmmobilemamba'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(_delete_=True, type='MobileMamba', arch='b1', norm_eval=True),

@@ -5,7 +5,6 @@ _base_ = [
     'mmseg::_base_/default_runtime.py',
     './_base_/adamw_80k.py',
 ]
-custom_imports = dict(imports=['mmmobilemamba'], allow_failed_imports=False)
 
 model = dict(
     data_preprocessor=dict(size=(512, 512)),

@@ -1,4 +1,6 @@
 # The published schedule of RetinaNet and Mask R-CNN: 12 epochs at a batch size of 4 GPUs x 4.
+_base_ = '../../_base_/mobilemamba.py'
+
 max_epochs = 12
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
@@ -6,19 +8,19 @@ test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))),
-    clip_grad=dict(max_norm=0.1, norm_type=2),
+    optimizer=dict(lr=2e-4, **_base_.adamw),
+    paramwise_cfg=_base_.norms_without_decay,
+    clip_grad=_base_.clip_grad,
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-5, by_epoch=False, begin=0, end=500),
+    _base_.warm_up,
     dict(
-        type='CosineAnnealingLR',
-        eta_min=0.0,
         begin=max_epochs // 2,
         end=max_epochs,
         T_max=max_epochs // 2,
         by_epoch=True,
+        convert_to_iter_based=True,
+        **_base_.cosine,
     ),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
