@@ -30,7 +30,7 @@ def parse_args():
 def main():
     args = parse_args()
     with engine.user_errors_reported():
-        cfg = engine.load_config(args.config, args.cfg_options)
+        cfg = engine.load_config(args.config, args.cfg_options, args.arch)
         engine.init_processes(cfg, args.launcher, args.local_rank)
         engine.skip_training(cfg)
         engine.load_for_testing(cfg, args.checkpoint)

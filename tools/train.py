@@ -45,7 +45,7 @@ def parse_args():
 def main():
     args = parse_args()
     with engine.user_errors_reported():
-        cfg = engine.load_config(args.config, args.cfg_options)
+        cfg = engine.load_config(args.config, args.cfg_options, args.arch)
         engine.init_processes(cfg, args.launcher, args.local_rank)
         engine.set_work_dir(cfg, args.work_dir)
         engine.load_for_training(cfg, args.load_from, args.reinit)

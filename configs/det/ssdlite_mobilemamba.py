@@ -4,15 +4,14 @@ _base_ = [
     'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
     '../_base_/mobilemamba.py',
 ]
+custom_imports = dict(imports=['mmmobilemamba', 'mmmobilemamba.heads'])
 
 channels = (200, 376, 512, 256, 256, 128)
 model = dict(
     # Stage 3 is not used, hence not built.
-    backbone=dict(
-        _delete_=True, type='MobileMamba', arch='b1', out_indices=(1, 2), norm_eval=True
-    ),
+    backbone=dict(_delete_=True, type='MobileMamba', arch='b1', out_indices=(1, 2), norm_eval=True),
     neck=dict(in_channels=channels[:2], out_channels=channels),
-    bbox_head=dict(in_channels=channels),
+    bbox_head=dict(type='SSDLiteHead', in_channels=channels),
 )
 
 max_epochs = _base_.max_epochs

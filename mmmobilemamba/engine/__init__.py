@@ -1,3 +1,4 @@
+from .channels import check_channels, set_arch
 from .command_line import common_parser, user_errors_reported
 from .config import (
     dump_predictions,
@@ -18,6 +19,7 @@ from .strict_load_hook import StrictLoadHook
 __all__ = [
     'StrictLoadHook',
     'build_runner',
+    'check_channels',
     'common_parser',
     'dump_predictions',
     'enable_amp',
@@ -26,6 +28,7 @@ __all__ = [
     'init_processes',
     'load_config',
     'resume_training',
+    'set_arch',
     'set_randomness',
     'set_work_dir',
     'show_predictions',

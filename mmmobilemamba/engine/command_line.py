@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from mmengine.config import DictAction
 
+from ..arch import ARCHS
 from ..checkpoint import CheckpointError
 from ..errors import UserError
 
@@ -25,6 +26,12 @@ def common_parser(description: str) -> argparse.ArgumentParser:
         '(annotations/instances_{train,val}2017.json, train2017/, val2017/), the classes come from '
         'the annotation files. Segmentation: ADE layout (images/{training,validation}/, '
         'annotations/{training,validation}/) with a classes.txt, one name per line',
+    )
+    parser.add_argument(
+        '--arch',
+        choices=list(ARCHS),
+        help='switch the MobileMamba of the config to another variant; the channels that necks and '
+        'heads expect are set to fit',
     )
     parser.add_argument(
         '--cfg-options',

@@ -11,15 +11,22 @@ from mmengine.logging import print_log
 
 from ..datasets.layout import shorten
 from ..errors import UserError
+from .channels import check_channels, set_arch
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
-def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
-    """Read a config file and the changes given by ``--cfg-options``.
+def load_config(path: str, options: dict[str, Any] | None = None, arch: str | None = None) -> Config:
+    """Read a config file and the changes given by ``--cfg-options`` and ``--arch``.
+
+    Args:
+        path: The config file.
+        options: Values by dotted names.
+        arch: Variant of MobileMamba to switch to; channels of necks and heads are set to fit.
 
     Raises:
-        UserError: If the file does not exist, or needs a package that is not installed.
+        UserError: If the file does not exist, or needs a package that is not installed, or if a neck
+            or head expects other channels than the MobileMamba of the config gives.
     """
     file = Path(path)
     if not file.is_file():
@@ -43,6 +50,9 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
             'needs mmdet, segmentation mmsegmentation; see the installation in the README.'
         ) from error
     cfg.merge_from_dict(options or {})
+    if arch is not None:
+        set_arch(cfg, arch)
+    check_channels(cfg)
     for loader in (cfg.get(name) for name in LOADERS):
         # PyTorch refuses to keep workers alive where there are none.
         if loader and loader.get('num_workers') == 0:

@@ -4,9 +4,7 @@ _base_ = ['mmseg::_base_/schedules/schedule_160k.py', '../../_base_/mobilemamba.
 # No gradient clipping, unlike the other schedules.
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, lr=1.2e-4, **_base_.adamw),
-    paramwise_cfg=dict(
-        custom_keys=dict(head=dict(lr_mult=10.0), **_base_.norms_without_decay.custom_keys)
-    ),
+    paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=10.0), **_base_.norms_without_decay.custom_keys)),
 )
 max_iters = 160000
 param_scheduler = [

@@ -1,0 +1,17 @@
+# DeepLabv3 with MobileMamba-T2 on the demo data: tools/train.py … --data-root data/demo
+_base_ = ['../deeplabv3_mobilemamba.py', './_base_/demo.py']
+
+model = dict(
+    data_preprocessor=dict(size=_base_.demo_size),
+    backbone=dict(arch='t2'),
+    decode_head=dict(in_channels=368),
+    auxiliary_head=dict(in_channels=272),
+)
+
+train_dataloader = _base_.demo_train_dataloader
+val_dataloader = test_dataloader = _base_.demo_test_dataloader
+
+train_cfg = _base_.demo_train_cfg
+optim_wrapper = dict(optimizer=dict(lr=_base_.demo_lr))
+param_scheduler = _base_.demo_param_scheduler
+default_hooks = _base_.demo_hooks
