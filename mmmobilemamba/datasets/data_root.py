@@ -45,7 +45,7 @@ def retarget(cfg: Config, data_root: str | Path) -> Config:
         num_classes = _retarget_ade(cfg, root)
     else:
         raise UserError(f'--data-root works with configs of mmdet and mmseg, but default_scope={scope!r}.')
-    if not _set_num_classes(cfg.model, num_classes):
+    if not set_num_classes(cfg.model, num_classes):
         raise UserError('No head of the model has num_classes, so --data-root cannot set it.')
     if 'data_root' in cfg:
         cfg.data_root = str(root)
@@ -161,10 +161,10 @@ def _datasets(cfg: Config) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield name, dataset
 
 
-def _set_num_classes(node: Any, num_classes: int) -> int:
+def set_num_classes(node: Any, num_classes: int) -> int:
     """Set ``num_classes`` everywhere below ``node`` and return how often."""
     if isinstance(node, list | tuple):
-        return sum(_set_num_classes(item, num_classes) for item in node)
+        return sum(set_num_classes(item, num_classes) for item in node)
     if not isinstance(node, dict):
         return 0
     count = int('num_classes' in node)
@@ -172,7 +172,7 @@ def _set_num_classes(node: Any, num_classes: int) -> int:
         node['num_classes'] = num_classes
     for key, value in node.items():
         if key not in ('backbone', 'neck', 'data_preprocessor'):
-            count += _set_num_classes(value, num_classes)
+            count += set_num_classes(value, num_classes)
     return count
 
 

@@ -1,0 +1,113 @@
+"""Images that a user points at: found, checked whole, and read as the models were trained on them."""
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mmcv
+import numpy as np
+from PIL import Image
+
+from ..datasets.ade_layout import IMAGE_SUFFIXES
+from ..errors import UserError
+
+
+class ImageError(UserError):
+    """A file that cannot be used as an image."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image to predict on.
+
+    Attributes:
+        path: Where it lies.
+        name: Name of its results, without suffix; no two images of a run share it.
+    """
+
+    path: Path
+    name: str
+
+
+def find_images(inputs: Sequence[str]) -> tuple[list[ImageFile], list[str]]:
+    """Expand files, folders (searched to the bottom) and glob patterns.
+
+    Args:
+        inputs: What the user gave.
+
+    Returns:
+        The images, each once, in the order given (folders sorted), and one message for each input
+        that leads to no image.
+    """
+    found: dict[Path, str] = {}
+    problems = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            files = {file: str(file.relative_to(path)) for file in _images_below(path)}
+            problem = f'{given}: no image in this folder (files that end in {", ".join(IMAGE_SUFFIXES)})'
+        elif path.is_file():
+            files, problem = {path: path.name}, ''
+        elif glob.has_magic(given):
+            matches = map(Path, sorted(glob.glob(given, recursive=True)))
+            files = {file: file.name for file in matches if file.is_file()}
+            problem = f'{given}: no file matches this pattern'
+        else:
+            files, problem = {}, f'{given}: no such file or folder'
+        if not files:
+            problems.append(problem)
+        for file, name in files.items():
+            found.setdefault(file, name)
+    return _with_unique_names(found), problems
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+    )
+
+
+def _with_unique_names(found: dict[Path, str]) -> list[ImageFile]:
+    taken: set[str] = set()
+    images = []
+    for path, relative in found.items():
+        stem = str(Path(relative).with_suffix(''))
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f'{stem}-{number}'
+        taken.add(name)
+        images.append(ImageFile(path, name))
+    return images
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image as the data pipelines do: grey, palette, 16-bit and alpha become 8-bit colour.
+
+    Returns:
+        (height, width, 3) uint8, BGR.
+
+    Raises:
+        ImageError: If the file is missing, empty, cut short or no image.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f'{path}: {error.strerror or error}') from error
+    if not content:
+        raise ImageError(f'{path}: the file is empty')
+    try:
+        # OpenCV fills what is missing of a truncated file with grey, and says nothing.
+        with Image.open(path) as file:
+            file.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f'{path}: cannot be read as an image ({error})') from error
+    image = mmcv.imfrombytes(content, flag='color')
+    if image is None:
+        raise ImageError(f'{path}: OpenCV cannot read this kind of image; convert it to PNG or JPEG')
+    return image

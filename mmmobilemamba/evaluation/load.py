@@ -1,0 +1,109 @@
+"""Whole models for prediction: a config and a checkpoint, ready on a device."""
+
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch import nn
+
+from ..checkpoint import extract_state_dict, read_checkpoint
+from ..datasets.data_root import make_palette, set_num_classes
+from ..datasets.layout import shorten
+from ..deploy import switch_to_deploy
+from ..engine.strict_load_hook import fit_state_dict
+from ..errors import UserError
+
+
+def check_device(device: str | None) -> torch.device:
+    """The device of that name; the first GPU, else the CPU, if None.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    chosen = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        found = torch.device(chosen)
+        torch.empty(1, device=found)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f'--device {chosen} cannot be used ({reason}). Take cpu, or cuda:0 with a GPU.'
+        ) from error
+    return found
+
+
+def load_model(
+    cfg: Config,
+    checkpoint: str,
+    device: torch.device | str = 'cpu',
+    deploy: bool = False,
+    classes_from_data: bool = False,
+) -> nn.Module:
+    """Build the detector or segmentor of a config and fill it from a checkpoint, all of it.
+
+    Args:
+        cfg: The config; the heads are given the number of classes that the checkpoint names.
+        checkpoint: File or address of the weights.
+        device: Where to put the model.
+        deploy: Fold the backbone for deployment.
+        classes_from_data: Take the classes of the config's data set, not those of the checkpoint.
+
+    Returns:
+        The model in evaluation mode, with ``cfg`` and ``dataset_meta`` (classes, palette).
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read or does not fit.
+        UserError: If neither the checkpoint nor the config names the classes.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in ('mmdet', 'mmseg'):
+        raise UserError(f'Configs of mmdet and mmseg can predict, but this one has default_scope={scope!r}.')
+    init_default_scope(scope)
+    content = read_checkpoint(checkpoint)
+    meta = {} if classes_from_data else _checkpoint_meta(content)
+    if meta:
+        set_num_classes(cfg.model, len(meta['classes']))
+    else:
+        meta = _config_meta(cfg)
+    source = 'config and its data set' if classes_from_data or not _checkpoint_meta(content) else 'checkpoint'
+    print_log(
+        f'{len(meta["classes"])} classes, from the {source}: {shorten(meta["classes"])}', logger='current'
+    )
+    if cfg.model.get('backbone'):
+        # The checkpoint holds the backbone; its pretrained weights are not needed.
+        cfg.model.backbone.init_cfg = None
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model.load_state_dict(fit_state_dict(model, extract_state_dict(content)))
+    if deploy:
+        switch_to_deploy(model)
+    model.cfg, model.dataset_meta = cfg, meta
+    return model.to(device).eval()
+
+
+def _checkpoint_meta(content: dict[str, Any]) -> dict[str, Any]:
+    meta = (content.get('meta') or {}).get('dataset_meta') or {}
+    meta = {key.lower(): value for key, value in meta.items()}
+    return _with_palette(meta) if meta.get('classes') else {}
+
+
+def _config_meta(cfg: Config) -> dict[str, Any]:
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    meta = {**getattr(DATASETS.get(dataset.type), 'METAINFO', {}), **dataset.get('metainfo', {})}
+    if not meta.get('classes'):
+        raise UserError(
+            'Neither the checkpoint nor the config names the classes. Give the data set that the '
+            'checkpoint was trained on with --data-root.'
+        )
+    return _with_palette(meta)
+
+
+def _with_palette(meta: dict[str, Any]) -> dict[str, Any]:
+    palette = meta.get('palette')
+    if not palette or len(palette) != len(meta['classes']):
+        meta = {**meta, 'palette': make_palette(len(meta['classes']))}
+    return meta

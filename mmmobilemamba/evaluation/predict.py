@@ -1,0 +1,73 @@
+"""Predictions on images that belong to no data set."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmengine.dataset import pseudo_collate
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from .images import ImageError, ImageFile, read_image
+
+Prediction = tuple[ImageFile, np.ndarray, BaseDataElement]
+
+
+def predict(
+    model: nn.Module,
+    images: Iterable[ImageFile],
+    batch_size: int = 1,
+    on_bad_image: Callable[[ImageFile, ImageError], None] | None = None,
+) -> Iterator[Prediction]:
+    """Predict on image files with the test pipeline of the model's config.
+
+    Only images that the pipeline brings to the same size share a batch, so that no result depends
+    on padding for another image.
+
+    Args:
+        model: From :func:`load_model`.
+        images: The files.
+        batch_size: How many images to predict at once.
+        on_bad_image: Called with each file that cannot be read, which is then left out. If None,
+            the error is raised.
+
+    Yields:
+        The file, the image (height, width, 3; BGR) and the data sample with the predictions.
+
+    Raises:
+        ImageError: If a file cannot be read and there is no ``on_bad_image``.
+    """
+    pipeline = _test_pipeline(model)
+    batch: list[tuple[ImageFile, np.ndarray, dict]] = []
+    for file in images:
+        try:
+            image = read_image(file.path)
+        except ImageError as error:
+            if on_bad_image is None:
+                raise
+            on_bad_image(file, error)
+            continue
+        data = pipeline(dict(img=image, img_id=0))
+        if batch and (len(batch) == batch_size or data['inputs'].shape != batch[0][2]['inputs'].shape):
+            yield from _predict_batch(model, batch)
+            batch = []
+        batch.append((file, image, data))
+    if batch:
+        yield from _predict_batch(model, batch)
+
+
+def _test_pipeline(model: nn.Module) -> Callable[[dict], dict]:
+    dataset = model.cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    loading = {'type': f'{model.cfg.default_scope}.LoadImageFromNDArray'}
+    steps = [copy.deepcopy(step) for step in dataset.pipeline[1:] if 'Annotations' not in step['type']]
+    return Compose([loading, *steps])
+
+
+@torch.no_grad()
+def _predict_batch(model: nn.Module, batch: list[tuple[ImageFile, np.ndarray, dict]]) -> list[Prediction]:
+    samples = model.test_step(pseudo_collate([data for _, _, data in batch]))
+    return [(file, image, sample.cpu()) for (file, image, _), sample in zip(batch, samples, strict=True)]
