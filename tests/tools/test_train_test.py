@@ -38,8 +38,9 @@ def tool(tmp_path, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
 
     def tool(name, *arguments) -> None:
-        # A process has one visualizer of a name; each run needs its own.
-        Visualizer._instance_dict.clear()
+        # A process has one visualizer of a name in each class; each run needs its own.
+        for kind in (Visualizer, *Visualizer.__subclasses__()):
+            kind._instance_dict.clear()
         path = str(REPOSITORY / 'tools' / name)
         monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
         runpy.run_path(path, run_name='__main__')
@@ -88,10 +89,10 @@ def test_detector_resumes_and_starts_from_another(tmp_path, tool, det_config, co
     assert 'Epoch(train) [1]' not in log and 'Epoch(val)' not in log
     assert (tmp_path / 'run/epoch_1.pth').stat().st_mtime_ns == written
 
-    path = coco_root / 'annotations/instances_train2017.json'
-    content = json.loads(path.read_text())
-    content['categories'].append(dict(id=3, name='circle'))
-    path.write_text(json.dumps(content))
+    for path in (coco_root / 'annotations').iterdir():
+        content = json.loads(path.read_text())
+        content['categories'].append(dict(id=3, name='circle'))
+        path.write_text(json.dumps(content))
     start = (*train, 'other', '--load-from', 'run/epoch_2.pth')
     with pytest.raises(SystemExit, match='--reinit bbox_head.retina_cls'):
         tool(*start)
