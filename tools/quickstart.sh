@@ -120,7 +120,10 @@ install_package() {
             "(${PIP_FIND_LINKS:-not set}), and $venv, and run this again."
         return 1
     }
-    python -c 'import mmdet, mmseg, mmmobilemamba'
+    python -W ignore -c 'import mmdet, mmseg
+from mmmobilemamba.ops import available_backends
+if "native" not in available_backends():
+    print("    The compiled scan could not be built (is there a C++ compiler?). All works without it, only slower.")'
 }
 
 setup() {

@@ -13,9 +13,7 @@ def parse_args():
         metavar='CHECKPOINT',
         help='continue a run from CHECKPOINT, or from the newest one in the work directory',
     )
-    parser.add_argument(
-        '--load-from', metavar='CHECKPOINT', help='start from the weights of a whole model'
-    )
+    parser.add_argument('--load-from', metavar='CHECKPOINT', help='start from the weights of a whole model')
     parser.add_argument(
         '--reinit',
         nargs='+',
@@ -27,7 +25,8 @@ def parse_args():
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='automatic mixed precision (--cfg-options optim_wrapper.dtype=bfloat16 for bfloat16)',
+        help='automatic mixed precision: float16 on a GPU (--cfg-options optim_wrapper.dtype=bfloat16 '
+        'for bfloat16), bfloat16 on a CPU',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -36,9 +35,7 @@ def parse_args():
     )
     parser.add_argument('--no-validate', action='store_true', help='train without evaluation')
     parser.add_argument('--seed', type=int, help='seed of all random generators')
-    parser.add_argument(
-        '--deterministic', action='store_true', help='use deterministic algorithms of cuDNN'
-    )
+    parser.add_argument('--deterministic', action='store_true', help='use deterministic algorithms of cuDNN')
     return parser.parse_args()
 
 

@@ -12,11 +12,13 @@ from .config import (
     skip_training,
     skip_validation,
 )
+from .cpu_amp_optim_wrapper import CPUAmpOptimWrapper
 from .launch import build_runner, init_processes
 from .start import load_for_testing, load_for_training, resume_training
 from .strict_load_hook import StrictLoadHook
 
 __all__ = [
+    'CPUAmpOptimWrapper',
     'StrictLoadHook',
     'build_runner',
     'check_channels',

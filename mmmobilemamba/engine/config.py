@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
+from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from ..datasets.layout import shorten
@@ -87,23 +87,31 @@ def check_writable(folder: str | Path, option: str) -> None:
 
 
 def enable_amp(cfg: Config) -> None:
-    """Train with automatic mixed precision.
+    """Train with automatic mixed precision: of bfloat16 on a CPU, elsewhere as mmengine has it.
 
     Raises:
-        UserError: If there is no accelerator for it, or the config has an optimizer wrapper of its
-            own.
+        UserError: If the device or the data type is not made for it, or the config has an optimizer
+            wrapper of its own.
     """
-    if not (is_cuda_available() or is_npu_available() or is_musa_available()):
-        raise UserError('--amp needs a GPU or another accelerator, and none was found. Train without --amp.')
-    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if wrapper == 'AmpOptimWrapper':
+    device = get_device()
+    if device == 'mps':
+        raise UserError('--amp needs a CPU, a CUDA GPU, an NPU, an MLU or a MUSA GPU. Train without --amp.')
+    amp = 'CPUAmpOptimWrapper' if device == 'cpu' else 'AmpOptimWrapper'
+    options = cfg.optim_wrapper
+    wrapper = options.get('type', 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', 'CPUAmpOptimWrapper'):
+        raise UserError(f'--amp turns an OptimWrapper into an {amp}, but the config has a {wrapper}.')
+    options.type = amp
+    if device != 'cpu':
+        options.setdefault('loss_scale', 'dynamic')
         return
-    if wrapper != 'OptimWrapper':
+    if options.setdefault('dtype', 'bfloat16') != 'bfloat16':
         raise UserError(
-            f'--amp turns an OptimWrapper into an AmpOptimWrapper, but the config has a {wrapper}.'
+            f'optim_wrapper.dtype is {options.dtype}, but --amp on a CPU computes in bfloat16: leave it out.'
         )
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    for scaling in ('loss_scale', 'use_fsdp'):
+        options.pop(scaling, None)
+    print_log('--amp on a CPU: bfloat16, without loss scaling', logger='current')
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:

@@ -76,7 +76,7 @@ class TestWorkDir:
 
 class TestTrainingOptions:
     def test_amp(self, monkeypatch):
-        monkeypatch.setattr(config_module, 'is_cuda_available', lambda: True)
+        monkeypatch.setattr(config_module, 'get_device', lambda: 'cuda')
         cfg = simple_config()
         engine.enable_amp(cfg)
         assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
@@ -87,10 +87,19 @@ class TestTrainingOptions:
         with pytest.raises(UserError, match='the config has a ApexOptimWrapper'):
             engine.enable_amp(cfg)
 
-    def test_amp_needs_an_accelerator(self, monkeypatch):
-        for name in ('is_cuda_available', 'is_npu_available', 'is_musa_available'):
-            monkeypatch.setattr(config_module, name, lambda: False)
-        with pytest.raises(UserError, match='--amp needs a GPU'):
+    def test_amp_on_a_cpu_is_of_bfloat16(self, monkeypatch):
+        monkeypatch.setattr(config_module, 'get_device', lambda: 'cpu')
+        cfg = simple_config()
+        cfg.optim_wrapper = dict(type='AmpOptimWrapper', loss_scale=512.0)
+        engine.enable_amp(cfg)
+        assert cfg.optim_wrapper == dict(type='CPUAmpOptimWrapper', dtype='bfloat16')
+        cfg.optim_wrapper.dtype = 'float16'
+        with pytest.raises(UserError, match='dtype is float16, but --amp on a CPU computes in bfloat16'):
+            engine.enable_amp(cfg)
+
+    def test_amp_is_refused_where_there_is_none(self, monkeypatch):
+        monkeypatch.setattr(config_module, 'get_device', lambda: 'mps')
+        with pytest.raises(UserError, match='Train without --amp'):
             engine.enable_amp(simple_config())
 
     def test_auto_scale_lr(self):
