@@ -13,9 +13,7 @@ from torch import Tensor
 
 from ...errors import UserError
 
-ScanFunction = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool], Tensor
-]
+ScanFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool], Tensor]
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,8 @@ def bidirectional_selective_scan(
 
     Returns:
         (batch, D, L) in the data type of u, differentiable in every tensor. All states and the sum are
-        kept in float32 at least, also under autocast.
+        kept in float32 at least, also under autocast; only 'mamba_ssm' rounds the output of each
+        direction to the type of its inputs before the sum.
 
     Raises:
         TypeError: a data type is not floating point.
@@ -177,9 +176,7 @@ def bidirectional_selective_scan(
     _require(u.dim() == 3, 'u', u, '(batch, D, L) with L of at least 1')
     batch, channels, length = u.shape
     _require(length > 0, 'u', u, '(batch, D, L) with L of at least 1')
-    _require(
-        delta.shape == (batch, 2, channels, length), 'delta', delta, '(batch, 2, D, L)', u
-    )
+    _require(delta.shape == (batch, 2, channels, length), 'delta', delta, '(batch, 2, D, L)', u)
     _require(A.dim() == 2 and A.shape[0] == 2 * channels, 'A', A, '(2·D, N)', u)
     _check_vectors(2 * channels, u, D=D, delta_bias=delta_bias)
     for name, x in (('B', B), ('C', C)):
@@ -240,8 +237,9 @@ def _fastest(device_type: str, dtype: torch.dtype, states: int) -> str:
         reason = backend.missing()
         if reason is None:
             break
-        better.append(f'{backend.name!r} would be faster but cannot be used: {reason}. '
-                      f'To install it: {backend.install}')
+        better.append(
+            f'{backend.name!r} would be faster but cannot be used: {reason}. To install it: {backend.install}'
+        )
     line = '; '.join([f'Selective scan on {device_type}: backend {backend.name!r}', *better])
     if line not in _announced:
         _announced.add(line)

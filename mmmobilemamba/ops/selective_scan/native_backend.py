@@ -1,4 +1,4 @@
-"""The compiled CPU kernel: ``csrc/selective_scan.cpp``, built by setup.py where torch and a compiler are.
+"""The compiled CPU kernel: ``csrc``, built by setup.py where torch and a compiler are.
 
 It reads its inputs once per direction in any memory layout, keeps one state in 32 for the backward pass
 and nothing of size (b, D, L, N), and computes in float32.
@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from . import torch_backend
@@ -53,9 +54,10 @@ def _scan(
     delta_softplus: bool,
 ) -> Tensor:
     if B.dim() == 3 or C.dim() == 3:
-        # B or C that do not vary over the positions occur in no published Mamba; see the log line there.
+        _say_once_where_static_rows_go()
         return torch_backend.scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
     moved = torch.bfloat16 if u.dtype == delta.dtype == torch.bfloat16 else torch.float32
+    # The kernel takes one number of groups; where they differ, every channel becomes its own group.
     groups = B.shape[2] if B.shape[2] == C.shape[2] else u.shape[1]
     B, C = (_per_group(x, groups) for x in (B, C))
     rest = (None if x is None else x.float().contiguous() for x in (D, delta_bias))
@@ -63,6 +65,21 @@ def _scan(
         u.to(moved), delta.to(moved), A.float().contiguous(), B, C, *rest, delta_softplus
     )
     return y.to(u.dtype)
+
+
+# Logging would break a graph of torch.compile, which does not trace a function with this mark.
+@torch.compiler.assume_constant_result
+def _say_once_where_static_rows_go() -> None:
+    _say_where_static_rows_go()
+
+
+@cache
+def _say_where_static_rows_go() -> None:
+    print_log(
+        "The selective-scan backend 'native' has no kernel for B or C of shape (D, N), the same at all "
+        "positions; such calls run on the slower backend 'torch'.",
+        logger='current',
+    )
 
 
 def _per_group(x: Tensor, groups: int) -> Tensor:
@@ -115,8 +132,16 @@ def _differentiate(ctx, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     )
     # One row per block of channels: add those of a group.
     dB, dC = (x.unflatten(2, (B.shape[2], -1)).sum(3) for x in (dB, dC))
-    return (du.to(u.dtype), ddelta.to(delta.dtype), dA.sum(0), dB, dC, None if D is None else dD.sum(0),
-            None if delta_bias is None else dbias.sum(0), None)
+    return (
+        du.to(u.dtype),
+        ddelta.to(delta.dtype),
+        dA.sum(0),
+        dB,
+        dC,
+        None if D is None else dD.sum(0),
+        None if delta_bias is None else dbias.sum(0),
+        None,
+    )
 
 
 register(Backend('native', rank=20, scan=_scan, limits=_limits, missing=_missing, install=INSTALL))

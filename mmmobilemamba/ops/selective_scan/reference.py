@@ -57,9 +57,7 @@ def scan(
     return result.to(dtype_out)
 
 
-def _recurrence(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, backwards: bool
-) -> Tensor:
+def _recurrence(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, backwards: bool) -> Tensor:
     """u, delta (b, D, L); A (D, N); B, C broadcastable to (b, D, N, L). Returns (b, D, L)."""
     positions = list(zip(u.unbind(-1), delta.unbind(-1), B.unbind(-1), C.unbind(-1), strict=True))
     if backwards:

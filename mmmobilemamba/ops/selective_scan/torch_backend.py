@@ -1,9 +1,9 @@
 """The selective scan vectorised in plain PyTorch, for any device; the symbols are those of :mod:`.reference`.
 
 The L positions are cut into c chunks of T. A chunk maps the state that enters it to ``p · h + s``, and all
-chunks find their p and s at once in T steps; a scan over the c pairs (the same scan, c times shorter)
-gives the state that enters each chunk, and T more steps fill in the states between. This never divides by a product of decays, so
-that nothing overflows.
+chunks find their p and s at once in T steps; a scan over the c pairs (the same scan, T times shorter)
+gives the state that enters each chunk, and T more steps fill in the states between. This never divides by
+a product of decays, so that nothing overflows.
 
 The work goes through tiles of channels that stay in the processor's cache. Arrays of a tile are laid out as
 (T, b, c, d) or (T, b, c, N, d), d channels innermost: what one step touches is contiguous, and position l
@@ -105,7 +105,7 @@ def _chunk_length(n: int) -> int:
 
 
 def _needs_transposition(x: Tensor) -> bool:
-    return x.device.type == 'cpu' and x.dtype == torch.float32 and x[0].is_contiguous() and x.shape[2]>1
+    return x.device.type == 'cpu' and x.dtype == torch.float32 and x[0].is_contiguous() and x.shape[2] > 1
 
 
 def _transpose_matrices(x: Tensor) -> Tensor:

@@ -311,6 +311,15 @@ def test_threads(any_backend, directions):
 def test_compiles_without_a_break(backend, scan):
     directions = 2 if scan is bidirectional_selective_scan else 1
     case = Case(directions=directions, layout='channels_last')
+    check_compiled(scan, case, backend)
+
+
+@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='needs torch 2.4')
+def test_compiles_with_static_rows(backend):
+    check_compiled(selective_scan, Case(B='static', C='static'), backend)
+
+
+def check_compiled(scan, case: Case, backend: str) -> None:
     tensors = case.tensors()
     y, grads = case.gradients(tensors, backend)
     torch._dynamo.reset()
