@@ -12,7 +12,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('root', nargs='?', default='data/demo', help='folder to make')
     parser.add_argument('--seed', type=int, default=0, help='seed of everything random')
-    parser.add_argument('--num-train', type=int, default=600, help='training pictures')
+    parser.add_argument('--num-train', type=int, default=800, help='training pictures')
     parser.add_argument('--num-val', type=int, default=80, help='validation pictures')
     parser.add_argument('--image-size', type=int, default=160, help='height and width in pixels')
     return parser.parse_args()

@@ -27,9 +27,10 @@ PHOTOGRAPHS = {
 }  # fmt: skip
 ADE_SPLITS = {'train': 'training', 'val': 'validation'}
 
-DIGIT_SIZES = (20, 96)
+DIGIT_SIZES = (24, 80)
 DIGITS_PER_IMAGE = (5, 9)
 GAP = 2
+DIMMING = 0.5
 MIN_CONTRAST = 90
 INK_RANGE = (0.42, 0.58)
 
@@ -37,14 +38,14 @@ INK_RANGE = (0.42, 0.58)
 def make_demo_data(
     root: str | Path,
     seed: int = 0,
-    num_train: int = 600,
+    num_train: int = 800,
     num_val: int = 80,
     image_size: int = 160,
 ) -> bool:
     """Write the demo data set to ``root`` in the COCO and the ADE layout at once.
 
     Pictures are square JPEG files of ``image_size`` pixels with 4 to 9 digits, the longer sides of
-    which are spread log-uniformly over 16 to 100 pixels (less in pictures under 160 pixels). Every
+    which are spread log-uniformly over 24 to 80 pixels (less in pictures under 128 pixels). Every
     digit has a box and a run-length mask, and the box is the bounds of the mask. The semantic maps
     hold 1 for the background and ``d + 2`` for the digit ``d``. Train and val share neither
     photographs nor digit scans; images and annotations name theirs under ``photograph`` and
@@ -114,14 +115,11 @@ def _check_existing(root: Path, settings: dict) -> None:
         found = json.loads((root / 'annotations' / 'instances_val2017.json').read_text())['info']
         found = {name: found[name] for name in settings}
     except (OSError, ValueError, KeyError, TypeError):
-        raise FileExistsError(
-            f'{root} exists and is not a demo data set; choose another folder'
-        ) from None
+        raise FileExistsError(f'{root} exists and is not a demo data set; choose another folder') from None
     if found != settings:
         listed = ', '.join(f'{name} {number}' for name, number in found.items())
         raise FileExistsError(
-            f'{root} holds a demo data set of other settings ({listed}); remove it or choose '
-            'another folder'
+            f'{root} holds a demo data set of other settings ({listed}); remove it or choose another folder'
         )
 
 
@@ -148,8 +146,7 @@ def _load_sources() -> tuple[dict[str, np.ndarray], list[tuple[int, np.ndarray]]
             photographs[name] = np.repeat(photograph[..., None], 3, axis=2)
     digits = load_digits()
     scans = [
-        (int(digit), _brush(scan / 16))
-        for digit, scan in zip(digits.target, digits.images, strict=True)
+        (int(digit), _brush(scan / 16)) for digit, scan in zip(digits.target, digits.images, strict=True)
     ]
     return photographs, scans
 
@@ -174,7 +171,7 @@ def _compose(
     """Yield (photograph, picture, [(scan id, digit, mask)]) for each of ``number`` pictures."""
     names = list(photographs)
     rng = np.random.default_rng([seed, len(names)])
-    smallest, largest = DIGIT_SIZES[0], min(DIGIT_SIZES[1], image_size * 3 // 4)
+    smallest, largest = DIGIT_SIZES[0], min(DIGIT_SIZES[1], image_size * 5 // 8)
     position = 0
     for index in range(number):
         name = names[index % len(names)]
@@ -195,12 +192,13 @@ def _compose(
 
 
 def _background(photograph: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random square part of a photograph, at least half of its height, as (size, size, 3)."""
+    """A random square part of a photograph, dimmed, at least half of its height, as (size, size, 3)."""
     shorter = min(photograph.shape[:2])
     side = int(rng.integers(shorter // 2, shorter + 1))
     top, left = (int(rng.integers(0, length - side + 1)) for length in photograph.shape[:2])
     part = photograph[top : top + side, left : left + side]
-    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+    part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+    return np.round(part * DIMMING).astype(np.uint8)
 
 
 def _place(
@@ -231,12 +229,12 @@ def _place(
 
 
 def _contrasting_colour(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random RGB colour whose luminance differs clearly from that of the pixels ``under`` it."""
+    """A random RGB colour that is clearly brighter than the pixels ``under`` it."""
     weights = np.array([0.299, 0.587, 0.114])
     behind = float((under @ weights).mean())
     while True:
         colour = rng.uniform(0, 255, 3)
-        if abs(colour @ weights - behind) >= MIN_CONTRAST:
+        if colour @ weights - behind >= MIN_CONTRAST:
             return colour
 
 
