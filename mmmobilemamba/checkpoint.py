@@ -216,6 +216,7 @@ def prepare_backbone_state_dict(model: nn.Module, state_dict: StateDict, prefix:
     """
     own = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)}
     expected = model.state_dict()
+    _check_same_folding(model, own)
     if is_authors_layout(own):
         given, dropped = from_authors_layout(own, expected, model.arch.wavelet)
     else:
@@ -233,6 +234,21 @@ def prepare_backbone_state_dict(model: nn.Module, state_dict: StateDict, prefix:
     for key in own:
         del state_dict[prefix + key]
     state_dict.update({prefix + key: tensor for key, tensor in given.items()})
+
+
+def _check_same_folding(model: nn.Module, own: StateDict) -> None:
+    """Refuse a trained checkpoint for a folded model, and the reverse."""
+    if not own:
+        return
+    folded = not any(key.endswith('.running_mean') for key in own)
+    if model.deployed and not folded:
+        raise CheckpointError(
+            'this MobileMamba was fused by switch_to_deploy(), but the checkpoint is of one that was not: '
+            'load the checkpoint first, then call switch_to_deploy()')
+    if folded and not model.deployed:
+        raise CheckpointError(
+            'the checkpoint is of a MobileMamba fused by switch_to_deploy(), which cannot be undone: call '
+            'switch_to_deploy() on this model before loading it, or take the checkpoint of the training')
 
 
 def _is_unbuilt(key: str, model: nn.Module) -> bool:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor
 
-from .conv_bn import DEFAULT_NORM, FFN, ConvBN, NormCfg, ResidualConvBN
+from .conv_bn import DEFAULT_NORM, FFN, ConvBN, NormCfg, PointwiseConv2d, ResidualConvBN
 from .mrffi import MRFFI
 
 
@@ -40,8 +40,8 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(channels, channels // 4, 1)
-        self.fc2 = nn.Conv2d(channels // 4, channels, 1)
+        self.fc1 = PointwiseConv2d(channels, channels // 4, 1)
+        self.fc2 = PointwiseConv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x.mean((2, 3), keepdim=True)

@@ -1,6 +1,7 @@
 """The convolution of a folded network, with what follows it in the same pass over memory."""
 
 import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ACTIVATIONS = {'none': lambda x: x, 'relu': F.relu_, 'swish': lambda x: F.silu(x, inplace=True)}
+
+
+@cache
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
+    """Data types that this machine and this torch run fused convolutions in."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, '_convolution_pointwise'):
+        return ()
+    bfloat16 = (torch.bfloat16,) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ()
+    return torch.float32, *bfloat16
 
 
 class FusedConv2d(nn.Conv2d):
@@ -57,10 +67,10 @@ class FusedConv2d(nn.Conv2d):
         return self.padding, self.stride, self.dilation, self.groups
 
     def _runs_in_onednn(self, x: Tensor) -> bool:
-        return (x.device.type == 'cpu' and x.dtype == self.weight.dtype == torch.float32
-                and not torch.is_grad_enabled() and not torch.is_autocast_enabled('cpu')
-                and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-                and not torch.compiler.is_compiling() and not torch.jit.is_tracing())
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
+            return False
+        return (x.device.type == 'cpu' and x.dtype == self.weight.dtype and x.dtype in _onednn_dtypes()
+                and torch.backends.mkldnn.enabled)
 
     def _apply(self, *args: Any, **kwargs: Any) -> 'FusedConv2d':
         self._packed = None

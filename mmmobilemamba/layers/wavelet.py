@@ -11,6 +11,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fused_conv import FusedConv2d
+
 
 def wavelet_filters(wavelet: str) -> tuple[Tensor, Tensor]:
     """2-D analysis and synthesis filters of a wavelet.
@@ -145,8 +147,7 @@ class WaveletConv(nn.Module):
         if height % 2 or width % 2:
             x = F.pad(x, (0, width % 2, 0, height % 2))
         bands = haar_analysis(x) if self._is_haar else dwt2d(x, self.analysis)
-        conv = self.convs[level]
-        y = F.conv2d(bands, self._weight(level), padding=conv.padding, groups=conv.groups)
+        y = self._convolve(bands, level)
         if level + 1 < len(self.convs):
             low = self._gain * self._level(self._gain * bands[:, :channels], level + 1)
             y = torch.cat((y[:, :channels] + low, y[:, channels:]), dim=1)
@@ -162,16 +163,20 @@ class WaveletConv(nn.Module):
         """What makes :func:`haar_analysis` or :func:`haar_synthesis` the orthonormal transform."""
         return 0.5 if self._is_haar else 1.0
 
-    def _weight(self, level: int) -> Tensor:
-        """Kernels with the scale and both gains: cheaper here than on the maps."""
-        weight = self.convs[level].weight
+    def _convolve(self, bands: Tensor, level: int) -> Tensor:
+        conv = self.convs[level]
         if self.scales is None:
-            return weight
-        return weight * (self._gain ** 2 * self.scales[level]).view(-1, 1, 1, 1)
+            return conv(bands)
+        return F.conv2d(bands, self._scaled_weight(level), padding=conv.padding, groups=conv.groups)
+
+    def _scaled_weight(self, level: int) -> Tensor:
+        """Kernels with the scale and both gains: cheaper here than on the maps."""
+        return self.convs[level].weight * (self._gain ** 2 * self.scales[level]).view(-1, 1, 1, 1)
 
     def fuse(self) -> 'WaveletConv':
         """Fold the scales into the kernels."""
         for level, conv in enumerate(self.convs):
-            conv.weight.data = self._weight(level).detach()
+            conv.weight.data = self._scaled_weight(level).detach()
+            self.convs[level] = FusedConv2d(conv)
         self.scales = None
         return self
