@@ -8,12 +8,12 @@ from test_published import build, sample
 
 from mmmobilemamba.engine import check_channels
 
+# Heads of detectors rely on the strides of their levels, 8 to 128 or 4 to 64; the neck makes them.
+NECK = dict(_delete_=True, type='EfficientViTFPN', in_channels=[144, 272, 368], num_outs=5)
 FOREIGN = {
-    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': dict(
-        neck=dict(in_channels=[144, 272, 368], start_level=0)
-    ),
-    'mmdet::atss/atss_r50_fpn_1x_coco.py': dict(neck=dict(in_channels=[144, 272, 368], start_level=0)),
-    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': dict(neck=dict(in_channels=[144, 272, 368])),
+    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': dict(neck=dict(NECK, num_extra_trans_convs=1)),
+    'mmdet::atss/atss_r50_fpn_1x_coco.py': dict(neck=dict(NECK, num_extra_trans_convs=1)),
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': dict(neck=dict(NECK, num_extra_trans_convs=2)),
     'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py': dict(
         pretrained=None,
         decode_head=dict(in_channels=[144, 272, 368], in_index=[0, 1, 2]),
