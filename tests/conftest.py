@@ -1,8 +1,11 @@
+import functools
 import json
 from pathlib import Path
 
+import mmengine.config.utils as config_utils
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
 CLASSES = ('square', 'stripe')
@@ -69,6 +72,23 @@ def make_ade(root: Path) -> Path:
             Image.fromarray(picture).save(root / f'images/{split}/{i:03}.jpg')
             Image.fromarray(labels).save(root / f'annotations/{split}/{i:03}.png')
     return root
+
+
+@pytest.fixture(scope='session', autouse=True)
+def quick_configs():
+    """Spare the tests two slow things that MMEngine repeats in every run.
+
+    It reads all metafiles of a package for each base config there, and lays a config out with yapf
+    whenever it writes it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_utils, '_get_cfg_metainfo', functools.cache(config_utils._get_cfg_metainfo))
+        patch.setattr(
+            Config,
+            'pretty_text',
+            property(lambda cfg: ''.join(f'{k} = {v!r}\n' for k, v in cfg.to_dict().items())),
+        )
+        yield
 
 
 @pytest.fixture

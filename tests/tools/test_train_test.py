@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.visualization import Visualizer
 from PIL import Image
 
@@ -59,20 +60,18 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def test_detector_trains_and_is_tested(tmp_path, det_config, coco_root):
+def test_detector_trains_and_is_tested(tmp_path, tool, det_config, coco_root):
     data = ('--data-root', coco_root)
-    train, test = (REPOSITORY / f'tools/{name}.py' for name in ('train', 'test'))
+    train = REPOSITORY / 'tools/train.py'
     said = run(sys.executable, train, det_config, *data, '--seed', 1, cwd=tmp_path)
     assert re.search(r'Epoch\(train\) \[1\]\[2/2\].* eta: .* loss: ', said)
     assert 'pkg_resources' not in said
-    checkpoint = tmp_path / 'work_dirs/tiny_retinanet/epoch_1.pth'
 
-    said = run(
-        *(sys.executable, test, det_config, checkpoint, *data),
+    tool(
+        *('test.py', det_config, 'work_dirs/tiny_retinanet/epoch_1.pth', *data),
         *('--work-dir', 'tested', '--out', 'predictions.pkl', '--show-dir', 'shown'),
-        cwd=tmp_path,
     )
-    assert re.search(r'Epoch\(test\) \[2/2\] ', said)
+    assert re.search(r'Epoch\(test\) \[2/2\] ', newest(tmp_path / 'tested', '*/*.log'))
     predictions = pickle.loads((tmp_path / 'predictions.pkl').read_bytes())
     assert [p['img_id'] for p in predictions] == [0, 1]
     assert sorted(p.name for p in (tmp_path / 'shown').iterdir()) == ['000000.jpg', '000001.jpg']
@@ -102,14 +101,21 @@ def test_detector_resumes_and_starts_from_another(tmp_path, tool, det_config, co
     assert 'Scaling the original LR by 0.125' in log
 
 
-def test_test_time_augmentation(tmp_path, tool, det_config, coco_root):
-    tool('train.py', det_config, '--data-root', coco_root, '--work-dir', 'run', '--no-validate')
+def test_mixed_precision_and_test_time_augmentation(tmp_path, tool, det_config, coco_root):
+    data = ('--data-root', coco_root)
+    tool('train.py', det_config, *data, '--work-dir', 'run', '--no-validate', '--amp')
+    log = newest(tmp_path / 'run', '*/*.log')
+    losses = [float(x) for x in re.findall(r' loss: (\S+)', log)]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    if not torch.cuda.is_available():
+        assert "'CPUAmpOptimWrapper'" in log
+
     det_config.write_text(
         det_config.read_text() + 'tta_pipeline = _base_.tta_pipeline\n'
         'tta_pipeline[1].transforms[0] = [dict(type="Resize", scale=(s, s), keep_ratio=True) '
         'for s in (64, 96)]\n'
     )
-    tool('test.py', det_config, 'run/epoch_1.pth', '--data-root', coco_root, '--tta', '--out', 'x.pkl')
+    tool('test.py', det_config, 'run/epoch_1.pth', *data, '--tta', '--out', 'x.pkl')
     assert len(pickle.loads((tmp_path / 'x.pkl').read_bytes())) == 2
 
 
