@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
 from mmengine.logging import print_log
 
@@ -25,8 +26,8 @@ def load_config(path: str, options: dict[str, Any] | None = None, arch: str | No
         arch: Variant of MobileMamba to switch to; channels of necks and heads are set to fit.
 
     Raises:
-        UserError: If the file does not exist, or needs a package that is not installed, or if a neck
-            or head expects other channels than the MobileMamba of the config gives.
+        UserError: If the file does not exist, is no Python, or needs a package that is not installed,
+            or if a neck or head expects other channels than the MobileMamba of the config gives.
     """
     file = Path(path)
     if not file.is_file():
@@ -49,6 +50,8 @@ def load_config(path: str, options: dict[str, Any] | None = None, arch: str | No
             f'The config {path!r} needs a package that cannot be imported: {reason}. Detection '
             'needs mmdet, segmentation mmsegmentation; see the installation in the README.'
         ) from error
+    except (SyntaxError, FileNotFoundError, ConfigParsingError) as error:
+        raise UserError(f'The config {path!r} or one of its bases cannot be read: {error}.') from error
     cfg.merge_from_dict(options or {})
     if arch is not None:
         set_arch(cfg, arch)

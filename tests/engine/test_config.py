@@ -53,6 +53,15 @@ class TestLoadConfig:
         with pytest.raises(UserError, match="No module named 'no_such_package'. .*mmsegmentation"):
             engine.load_config(str(path))
 
+    @pytest.mark.parametrize(
+        ('text', 'reason'), [('x = (', 'never closed'), ("_base_ = './none.py'", 'none.py')]
+    )
+    def test_unreadable_file_is_named(self, tmp_path, text, reason):
+        path = tmp_path / 'config.py'
+        path.write_text(text)
+        with pytest.raises(UserError, match=f'config.py.* cannot be read: .*{reason}'):
+            engine.load_config(str(path))
+
 
 class TestWorkDir:
     def test_order_of_precedence(self, tmp_path, monkeypatch):
