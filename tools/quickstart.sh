@@ -139,7 +139,7 @@ demo() {
     local config=configs/det/demo/retinanet_mobilemamba_demo.py data=data/demo work=work_dirs/demo checkpoint
     say "demo data set $data (seconds)"
     python tools/make_demo_data.py "$data" || fail 'the demo data set could not be made'
-    say "training (about 9 min on two cores; an interrupted run goes on; done again if you remove $work)"
+    say "training (about 10 min on two cores; an interrupted run goes on; done again if you remove $work)"
     python -W ignore tools/train.py "$config" --data-root "$data" --work-dir "$work" --resume ||
         fail 'the training failed'
     checkpoint=$(cat "$work/last_checkpoint")

@@ -1,6 +1,7 @@
 from .channels import check_channels, set_arch
 from .command_line import common_parser, user_errors_reported
 from .config import (
+    deploy_for_test,
     dump_predictions,
     enable_amp,
     enable_auto_scale_lr,
@@ -13,16 +14,19 @@ from .config import (
     skip_validation,
 )
 from .cpu_amp_optim_wrapper import CPUAmpOptimWrapper
+from .deploy_hook import DeployHook
 from .launch import build_runner, init_processes
 from .start import load_for_testing, load_for_training, resume_training
 from .strict_load_hook import StrictLoadHook
 
 __all__ = [
     'CPUAmpOptimWrapper',
+    'DeployHook',
     'StrictLoadHook',
     'build_runner',
     'check_channels',
     'common_parser',
+    'deploy_for_test',
     'dump_predictions',
     'enable_amp',
     'enable_auto_scale_lr',

@@ -220,6 +220,11 @@ def dump_predictions(cfg: Config, out: str | None) -> None:
     cfg.test_evaluator = evaluators
 
 
+def deploy_for_test(cfg: Config) -> None:
+    """Fold the backbone for deployment before testing."""
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='DeployHook')]
+
+
 def enable_tta(cfg: Config) -> None:
     """Test with the augmentations of the config (``tta_model``, ``tta_pipeline``).
 

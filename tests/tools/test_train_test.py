@@ -115,7 +115,8 @@ def test_mixed_precision_and_test_time_augmentation(tmp_path, tool, det_config, 
         'tta_pipeline[1].transforms[0] = [dict(type="Resize", scale=(s, s), keep_ratio=True) '
         'for s in (64, 96)]\n'
     )
-    tool('test.py', det_config, 'run/epoch_1.pth', *data, '--tta', '--out', 'x.pkl')
+    tool('test.py', det_config, 'run/epoch_1.pth', *data, '--tta', '--deploy', '--out', 'x.pkl')
+    assert 'Fused for deployment' in newest(tmp_path, 'work_dirs/*/*/*.log')
     assert len(pickle.loads((tmp_path / 'x.pkl').read_bytes())) == 2
 
 

@@ -29,8 +29,8 @@ train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train
 val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-max_epochs = 4
-train_cfg = dict(max_epochs=max_epochs, val_interval=2)
+max_epochs = 3
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 # Higher rates disturb the heads, which begin with small weights and have no normalisation.
 optim_wrapper = dict(optimizer=dict(lr=3.5e-4))
 param_scheduler = [
