@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Time the backends of the selective scan against each other and against what the machine allows."""
 
 import argparse

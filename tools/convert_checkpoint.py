@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Write a checkpoint of mmmobilemamba in the authors' layout.
 
 The other direction needs no tool: the authors' files load as they are, through

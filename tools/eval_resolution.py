@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """High-resolution evaluation: one checkpoint at several test sizes.
 
 At each size: mAP or mIoU, FLOPs, latency and peak memory (batch size 1). Writes resolution.json, .csv,

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Predict on images: drawn pictures, and a COCO JSON (detection) or label maps (segmentation).
 
 The classes are those that the checkpoint names; for one without names (weights converted from

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Make the demo data set: handwritten digits over photographs, in the COCO and the ADE layout."""
 
 import argparse

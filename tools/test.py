@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Test a detector or segmentor: the metrics of the config, and pictures of the predictions."""
 
 from mmmobilemamba import engine

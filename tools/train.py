@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Train a detector or segmentor."""
 
 from mmmobilemamba import engine

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Training curves from the logs of one or several runs: one panel per scalar, one line per run."""
 
 import argparse

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Effective receptive field of backbones, side by side (Luo et al., NeurIPS 2016).
 
 The gradient of the centre output, summed over channels, at the input: drawn on one logarithmic scale, and
