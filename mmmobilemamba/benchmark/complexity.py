@@ -53,7 +53,9 @@ def haar_flops(batch: int, channels: int, height: int, width: int, levels: int =
 
 
 @torch.no_grad()
-def measure_complexity(model: nn.Module, inputs: Any, forward: Callable[..., Any] | None = None) -> Complexity:
+def measure_complexity(
+    model: nn.Module, inputs: Any, forward: Callable[..., Any] | None = None
+) -> Complexity:
     """Count parameters and multiply-adds of one forward pass, which is run.
 
     Every backend of the scan, and a folded backbone, give the same count, but that folding takes the
