@@ -76,27 +76,29 @@ def make_demo_data(
         _check_existing(root, settings)
         return False
 
-    photographs, scans = _load_sources()
+    sources = _load_sources()
     partial = root.with_name(root.name + '.partial')
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     try:
-        order = np.random.default_rng(seed).permutation(len(scans))
-        first_val = len(scans) * 4 // 5
-        for split, number, ids in (
-            ('train', num_train, order[:first_val]),
-            ('val', num_val, order[first_val:]),
-        ):
-            own = {name: photographs[name] for name in PHOTOGRAPHS[split]}
-            pictures = _compose(own, scans, ids, number, image_size, seed)
-            _write_split(partial, split, pictures, settings)
-        (partial / 'classes.txt').write_text('\n'.join(SEMANTIC_CLASSES) + '\n')
+        _write_data(partial, *sources, settings)
         partial.rename(root)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return True
+
+
+def _write_data(root: Path, photographs: dict, scans: list, settings: dict[str, int]) -> None:
+    seed = settings['seed']
+    order = np.random.default_rng(seed).permutation(len(scans))
+    first_val = len(scans) * 4 // 5
+    for split, ids in (('train', order[:first_val]), ('val', order[first_val:])):
+        own = {name: photographs[name] for name in PHOTOGRAPHS[split]}
+        pictures = _compose(own, scans, ids, settings[f'num_{split}'], settings['image_size'], seed)
+        _write_split(root, split, pictures, settings)
+    (root / 'classes.txt').write_text('\n'.join(SEMANTIC_CLASSES) + '\n')
 
 
 def _check_settings(seed: int, num_train: int, num_val: int, image_size: int) -> None:
