@@ -99,7 +99,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--matmul-size',
         type=int,
-        help='side of the matrices that tell the rate of the machine (default: 2048, on a GPU 8192)',
+        help='side of the matrices that tell the rate of the machine (default: 2048, on a GPU 8192; less where '
+        'that would take more than a quarter of a second)',
     )
     parser.add_argument(
         '--top1',
@@ -196,7 +197,7 @@ def run(args: argparse.Namespace) -> tuple[list[results.Result], dict[str, Any]]
         device,
         args.repeats,
         args.warmup,
-        args.matmul_size or (8192 if device.type == 'cuda' else 2048),
+        args.matmul_size,
         args.train,
         not args.no_memory,
     )

@@ -15,7 +15,7 @@ from .candidates import Candidate, Workload
 from .complexity import Complexity, measure_complexity
 from .memory import peak_memory
 from .results import Result
-from .timing import Run, Timing, inference, interleave, matmul, stopwatch, training_step
+from .timing import Run, Timing, inference, interleave, matmul, matmul_size, stopwatch, training_step
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 MATMUL = 'matmul'
@@ -29,7 +29,7 @@ class Settings:
         device: where.
         repeats: rounds that count.
         warmup: rounds before them.
-        matmul_size: side of the square matrices whose product gives the machine's rate.
+        matmul_size: side of the square matrices whose product gives the machine's rate; None chooses.
         train: time training steps too.
         memory: measure peak memory too.
     """
@@ -37,7 +37,7 @@ class Settings:
     device: torch.device
     repeats: int = 20
     warmup: int = 3
-    matmul_size: int = 2048
+    matmul_size: int | None = None
     train: bool = False
     memory: bool = True
 
@@ -79,8 +79,10 @@ def measure(
     results = []
     for number, case in enumerate(cases, start=1):
         label = f'[{number}/{len(cases)}] {_common(case)}'
-        timings = _time(case, models, settings, progress, label)
-        rate = settings.matmul_size**3 / timings[MATMUL].median
+        side = settings.matmul_size or matmul_size(case[0].dtype, settings.device)
+        product = matmul(side, case[0].dtype, settings.device)
+        timings = _time(case, models, settings, product, progress, label)
+        rate = side**3 / timings[MATMUL].median
         for workload in case:
             counted = complexities[replace(workload, batch=1)]
             results.append(_result(workload, counted, timings, rate, memory.get(workload)))
@@ -102,11 +104,12 @@ def _time(
     case: Sequence[Workload],
     models: dict[Candidate, nn.Module],
     settings: Settings,
+    product: Run,
     progress: Progress,
     label: str,
 ) -> dict[Any, Timing]:
     """Times of a matrix product, and of the inference and the training step of every workload."""
-    runs: dict[Any, Run] = {MATMUL: matmul(settings.matmul_size, case[0].dtype, settings.device)}
+    runs: dict[Any, Run] = {MATMUL: product}
     for workload in case:
         model = models[workload.candidate]
         runs[workload, 'inference'] = inference(*workload.prepare(copy.deepcopy(model), settings.device))

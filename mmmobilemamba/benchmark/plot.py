@@ -106,9 +106,9 @@ def _plot_accuracy(axis: Axes, results: Sequence[Result]) -> None:
                 textcoords='offset points',
                 fontsize='x-small',
             )
-    axis.set_xscale('log')
     axis.set_xlabel('time of a forward pass (ms), measured')
     axis.set_ylabel('top-1 on ImageNet-1K (%), published')
     axis.margins(0.12)
-    axis.grid(alpha=0.3, which='both')
+    axis.set_xlim(left=0)
+    axis.grid(alpha=0.3)
     axis.legend(fontsize='small')

@@ -144,7 +144,7 @@ def matmul_rates(results: Iterable[Result]) -> str:
         by_dtype.setdefault(r.dtype, []).append(r.matmul_rate / 1e9)
     ranges = []
     for dtype, rates in by_dtype.items():
-        low, high = f'{min(rates):.0f}', f'{max(rates):.0f}'
+        low, high = f'{min(rates):.3g}', f'{max(rates):.3g}'
         ranges.append(f'{dtype} {low if low == high else f"{low}–{high}"}')
     return f'Matrix products of this machine (billions of multiply-adds per second): {", ".join(ranges)}.'
 

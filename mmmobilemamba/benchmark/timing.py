@@ -78,6 +78,22 @@ def matmul(size: int, dtype: torch.dtype, device: torch.device) -> Run:
     return lambda: torch.mm(a, b, out=out)
 
 
+def matmul_size(dtype: torch.dtype, device: torch.device, limit: float = 0.25) -> int:
+    """Side of matrices big enough to show the machine's rate, whose product takes ``limit`` seconds at most.
+
+    Where a data type is emulated, as bfloat16 on many CPUs, one of the usual size would take minutes.
+    """
+    size, largest = 256, 8192 if device.type == 'cuda' else 2048
+    seconds = stopwatch(device)
+    while size < largest:
+        run = matmul(size, dtype, device)
+        run()
+        if 8 * seconds(run) > limit:
+            break
+        size *= 2
+    return size
+
+
 def inference(module: nn.Module, images: Tensor) -> Run:
     """A forward pass without gradients."""
 
