@@ -179,10 +179,11 @@ def parse_top1(texts: Iterable[str]) -> dict[str, float]:
 def read(files: Iterable[Path]) -> tuple[list[results.Result], dict[str, Any]]:
     parts = [results.read_json(file) for file in files]
     found = [result for part, _ in parts for result in part]
-    environments = [environment for _, environment in parts]
-    if any(environment != environments[0] for environment in environments):
-        print('note: the files were measured under different conditions', file=sys.stderr)
-    return found, environments[0]
+    first, *others = (environment for _, environment in parts)
+    return found, {
+        key: value if all(other.get(key) == value for other in others) else 'various'
+        for key, value in first.items()
+    }
 
 
 def run(args: argparse.Namespace) -> tuple[list[results.Result], dict[str, Any]]:
@@ -280,7 +281,7 @@ def show(steps: Sequence[Any], label: str) -> Iterable[Any]:
 
 
 def write(args: argparse.Namespace, found: list[results.Result], environment: dict[str, Any]) -> None:
-    title = f'{environment["device"]} ({environment["processor"]}), torch {environment["torch"]}'
+    title = '{device} ({processor}), torch {torch}'.format(**environment)
     text = f'{title}\n\n{results.to_markdown(found)}\n\n{results.matmul_rates(found)}\n'
     fits = results.linearity(found)
     if fits is not None:
