@@ -42,6 +42,7 @@ def test_learning_rate_follows_the_published_schedule(retinanet):
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], cfg.optim_wrapper.optimizer.lr)
     warm_up, cosine = (dict(c) for c in cfg.param_scheduler)
     assert (warm_up.pop('type'), cosine.pop('type')) == ('LinearLR', 'CosineAnnealingLR')
+    assert cosine.pop('convert_to_iter_based')
     schedulers = [
         LinearLR(optimizer, **warm_up),
         CosineAnnealingLR.build_iter_from_epoch(optimizer, **cosine, epoch_length=epoch_length),
