@@ -99,8 +99,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--matmul-size',
         type=int,
-        help='side of the matrices that tell the rate of the machine (default: 2048, on a GPU 8192; less where '
-        'that would take more than a quarter of a second)',
+        help='side of the matrices that tell the rate of the machine (default: 2048, on a GPU 8192; less '
+        'where that would take more than a quarter of a second)',
     )
     parser.add_argument(
         '--top1',
