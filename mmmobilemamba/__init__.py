@@ -2,9 +2,11 @@
 
 from .backbones import MobileMamba
 from .checkpoint import allow_mmengine_checkpoints
+from .compat import find_mmseg_configs
 from .necks import EfficientViTFPN
 from .version import __version__
 
 __all__ = ['EfficientViTFPN', 'MobileMamba', '__version__']
 
 allow_mmengine_checkpoints()
+find_mmseg_configs()

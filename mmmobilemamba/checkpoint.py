@@ -284,6 +284,8 @@ def read_checkpoint(filename: str) -> dict[str, Any]:
             if not Path(filename).is_file():
                 raise CheckpointError(f'checkpoint {filename!r} does not exist; give the path of a file, '
                                       'or an address that mmengine can open (https://…)')
+            # Again, for the fork of mmengine takes some of the classes off the list after every load.
+            allow_mmengine_checkpoints()
             content = torch.load(filename, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as err:
         raise CheckpointError(
