@@ -69,6 +69,23 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_what(parser)
+    add_how(parser)
+    args = parser.parse_args()
+    if bool(args.models) == bool(args.read):
+        parser.error('name models to measure, or results to --read')
+    least = dict(repeats=1, warmup=0, threads=1, matmul_size=1)
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            parser.error(f'--{name.replace("_", "-")} must be at least {low}, not {value}')
+    if min(args.batch_sizes) < 1:
+        parser.error('--batch-sizes must be at least 1')
+    return args
+
+
+def add_what(parser: argparse.ArgumentParser) -> None:
+    """Arguments on what is measured and where it goes."""
     parser.add_argument('models', nargs='*', metavar='MODEL', help='see below')
     parser.add_argument(
         '--sizes',
@@ -91,17 +108,6 @@ def parse_args() -> argparse.Namespace:
         '--profile', action='store_true', help='tell where the time goes, with torch.profiler'
     )
     parser.add_argument('--no-memory', action='store_true', help='do not measure peak memory')
-    parser.add_argument('--channels-last', action='store_true', help='weights and images in that layout')
-    parser.add_argument('--device', help='cpu, cuda:0, … (default: the first GPU, else the CPU)')
-    parser.add_argument('--threads', type=int, help='of the CPU (default: as torch starts)')
-    parser.add_argument('--repeats', type=int, default=20, help='rounds that count (default: %(default)s)')
-    parser.add_argument('--warmup', type=int, default=3, help='rounds before them (default: %(default)s)')
-    parser.add_argument(
-        '--matmul-size',
-        type=int,
-        help='side of the matrices that tell the rate of the machine (default: 2048, on a GPU 8192; less '
-        'where that would take more than a quarter of a second)',
-    )
     parser.add_argument(
         '--top1',
         nargs='+',
@@ -130,17 +136,21 @@ def parse_args() -> argparse.Namespace:
         metavar='JSON',
         help='take results of earlier runs instead of measuring',
     )
-    args = parser.parse_args()
-    if bool(args.models) == bool(args.read):
-        parser.error('name models to measure, or results to --read')
-    least = dict(repeats=1, warmup=0, threads=1, matmul_size=1)
-    for name, low in least.items():
-        value = getattr(args, name)
-        if value is not None and value < low:
-            parser.error(f'--{name.replace("_", "-")} must be at least {low}, not {value}')
-    if min(args.batch_sizes) < 1:
-        parser.error('--batch-sizes must be at least 1')
-    return args
+
+
+def add_how(parser: argparse.ArgumentParser) -> None:
+    """Arguments on how it is measured."""
+    parser.add_argument('--channels-last', action='store_true', help='weights and images in that layout')
+    parser.add_argument('--device', help='cpu, cuda:0, … (default: the first GPU, else the CPU)')
+    parser.add_argument('--threads', type=int, help='of the CPU (default: as torch starts)')
+    parser.add_argument('--repeats', type=int, default=20, help='rounds that count (default: %(default)s)')
+    parser.add_argument('--warmup', type=int, default=3, help='rounds before them (default: %(default)s)')
+    parser.add_argument(
+        '--matmul-size',
+        type=int,
+        help='side of the matrices that tell the rate of the machine (default: 2048, on a GPU 8192; less '
+        'where that would take more than a quarter of a second)',
+    )
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -68,8 +69,12 @@ def profile_forward(module: nn.Module, images: Tensor, repeats: int = 10, warmup
                 module(images)
         if on_gpu:
             torch.cuda.synchronize()
-    attribute = 'self_device_time_total' if on_gpu else 'self_cpu_time_total'
-    return summarise(profiler.events(), lambda event: getattr(event, attribute) * 1e-6, repeats)
+    # PyTorch before 2.3 has the second name.
+    names = ('self_device_time_total', 'self_cuda_time_total') if on_gpu else ('self_cpu_time_total',)
+    attribute = next(name for name in names if hasattr(FunctionEvent, name))
+    # Events of the CPU hold the times of the kernels that they start, which those of the GPU would repeat.
+    events = [event for event in profiler.events() if event.device_type == DeviceType.CPU]
+    return summarise(events, lambda event: getattr(event, attribute) * 1e-6, repeats)
 
 
 def summarise(
