@@ -74,6 +74,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.models) == bool(args.read):
         parser.error('name models to measure, or results to --read')
+    if args.read and (args.deploy or args.train or args.profile):
+        parser.error('--deploy, --train and --profile are for measuring, not for results to --read')
     least = dict(repeats=1, warmup=0, threads=1, matmul_size=1)
     for name, low in least.items():
         value = getattr(args, name)
@@ -160,12 +162,12 @@ def main() -> None:
         top1 = parse_top1(args.top1)
         if args.read:
             found, environment = read(args.read)
+            check_names(top1, [r.model for r in found])
         else:
-            found, environment = run(args)
+            candidates = list(dict.fromkeys(Candidate.parse(text, args.deploy) for text in args.models))
+            check_names(top1, [candidate.name for candidate in candidates])
+            found, environment = run(args, candidates)
         found = [replace(r, published_top1=top1.get(r.model, r.published_top1)) for r in found]
-        unknown = set(top1) - {r.model for r in found}
-        if unknown:
-            raise UserError(f'--top1: no model in the table has the name {", ".join(sorted(unknown))}.')
         write(args, found, environment)
 
 
@@ -186,6 +188,14 @@ def parse_top1(texts: Iterable[str]) -> dict[str, float]:
     return top1
 
 
+def check_names(top1: Iterable[str], names: Sequence[str]) -> None:
+    unknown = [name for name in top1 if name not in names]
+    if unknown:
+        raise UserError(
+            f'--top1: no model in the table is called {", ".join(unknown)}, but {", ".join(names)}.'
+        )
+
+
 def read(files: Iterable[Path]) -> tuple[list[results.Result], dict[str, Any]]:
     parts = [results.read_json(file) for file in files]
     found = [result for part, _ in parts for result in part]
@@ -196,7 +206,9 @@ def read(files: Iterable[Path]) -> tuple[list[results.Result], dict[str, Any]]:
     }
 
 
-def run(args: argparse.Namespace) -> tuple[list[results.Result], dict[str, Any]]:
+def run(
+    args: argparse.Namespace, candidates: Sequence[Candidate]
+) -> tuple[list[results.Result], dict[str, Any]]:
     device = check_device(args.device)
     if device.type == 'cpu' and 'float16' in args.dtypes:
         raise UserError('--dtypes float16 is for GPUs. On a CPU choose float32 or bfloat16.')
@@ -212,7 +224,6 @@ def run(args: argparse.Namespace) -> tuple[list[results.Result], dict[str, Any]]
         args.train,
         not args.no_memory,
     )
-    candidates = list(dict.fromkeys(Candidate.parse(text, args.deploy) for text in args.models))
     cases = make_cases(args, candidates)
     if args.plot == 'accuracy' and not args.top1 and args.out:
         check_accuracies(cases)

@@ -89,6 +89,7 @@ def test_memory(run):
         (['b1', '--device', 'cuda:99'], 'cuda:99 cannot be used'),
         (['b1', '--out', 'x.xls'], 'must end in one of .md'),
         (['b1', '--top1', 'b1'], "'b1' must be the name of a model"),
+        (['b1', '--top1', 'b2=80'], 'is called b2, but b1'),
         (['b1', '--sizes', '100', '--plot', 'accuracy', '--out', 'x.png'], 'needs accuracies'),
         (['--read', 'none.json'], 'none.json is no JSON file'),
     ],
@@ -100,7 +101,14 @@ def test_errors(run, arguments, message):
 
 
 @pytest.mark.parametrize(
-    'arguments', [[], ['b1', '--read', 'x.json'], ['b1', '--repeats', '0'], ['b1', '--batch-sizes', '0']]
+    'arguments',
+    [
+        [],
+        ['b1', '--read', 'x.json'],
+        ['--read', 'x.json', '--train'],
+        ['b1', '--repeats', '0'],
+        ['b1', '--batch-sizes', '0'],
+    ],
 )
 def test_usage(run, arguments, capsys):
     with pytest.raises(SystemExit) as raised:
