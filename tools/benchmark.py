@@ -30,6 +30,7 @@ from mmmobilemamba.evaluation.load import check_device
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 SUFFIXES = ('.md', '.csv', '.json', '.png', '.pdf', '.svg')
+SIZE = r'(\d+)(?:[x×](\d+))?'
 EPILOG = f"""
 A model is one of
   b1                           a variant of MobileMamba ({', '.join(ARCHS)}), random weights
@@ -114,8 +115,9 @@ def add_what(parser: argparse.ArgumentParser) -> None:
         '--top1',
         nargs='+',
         default=[],
-        metavar='MODEL=%',
-        help='published accuracy of other models by the names in the table, for --plot accuracy',
+        metavar='MODEL@SIZE=%',
+        help='published accuracy of other models by their names in the table, for --plot accuracy: '
+        'MobileNetV2@224=71.8',
     )
     parser.add_argument(
         '--plot',
@@ -162,12 +164,14 @@ def main() -> None:
         top1 = parse_top1(args.top1)
         if args.read:
             found, environment = read(args.read)
-            check_names(top1, [r.model for r in found])
+            check_top1(top1, [(r.model, r.height, r.width) for r in found])
         else:
-            candidates = list(dict.fromkeys(Candidate.parse(text, args.deploy) for text in args.models))
-            check_names(top1, [candidate.name for candidate in candidates])
-            found, environment = run(args, candidates)
-        found = [replace(r, published_top1=top1.get(r.model, r.published_top1)) for r in found]
+            cases = make_cases(args)
+            check_top1(top1, [(w.candidate.name, w.height, w.width) for case in cases for w in case])
+            found, environment = run(args, cases)
+        found = [
+            replace(r, published_top1=top1.get((r.model, r.height, r.width), r.published_top1)) for r in found
+        ]
         write(args, found, environment)
 
 
@@ -178,22 +182,24 @@ def check_outputs(files: Iterable[Path]) -> None:
         check_writable(file.absolute().parent, '--out')
 
 
-def parse_top1(texts: Iterable[str]) -> dict[str, float]:
+def parse_top1(texts: Iterable[str]) -> dict[tuple[str, int, int], float]:
+    """Accuracies in per cent by name of the model, height and width."""
     top1 = {}
     for text in texts:
-        name, _, value = text.rpartition('=')
-        if not name or not re.fullmatch(r'\d+(\.\d+)?', value):
-            raise UserError(f'--top1 {text!r} must be the name of a model, =, and a number of per cent.')
-        top1[name] = float(value)
+        match = re.fullmatch(rf'(.+)@{SIZE}=(\d+(?:\.\d+)?)', text)
+        if match is None:
+            raise UserError(f'--top1 {text!r} must be MODEL@SIZE=%, for example MobileNetV2@224=71.8.')
+        name, height, width, value = match.groups()
+        top1[name, int(height), int(width or height)] = float(value)
     return top1
 
 
-def check_names(top1: Iterable[str], names: Sequence[str]) -> None:
-    unknown = [name for name in top1 if name not in names]
-    if unknown:
-        raise UserError(
-            f'--top1: no model in the table is called {", ".join(unknown)}, but {", ".join(names)}.'
-        )
+def check_top1(top1: Iterable[tuple[str, int, int]], measured: Iterable[tuple[str, int, int]]) -> None:
+    rows = dict.fromkeys(f'{name}@{height}x{width}' for name, height, width in measured)
+    for name, height, width in top1:
+        row = f'{name}@{height}x{width}'
+        if row not in rows:
+            raise UserError(f'--top1: the table has no {row}, but {", ".join(rows)}.')
 
 
 def read(files: Iterable[Path]) -> tuple[list[results.Result], dict[str, Any]]:
@@ -206,9 +212,7 @@ def read(files: Iterable[Path]) -> tuple[list[results.Result], dict[str, Any]]:
     }
 
 
-def run(
-    args: argparse.Namespace, candidates: Sequence[Candidate]
-) -> tuple[list[results.Result], dict[str, Any]]:
+def run(args: argparse.Namespace, cases: list[list[Workload]]) -> tuple[list[results.Result], dict[str, Any]]:
     device = check_device(args.device)
     if device.type == 'cpu' and 'float16' in args.dtypes:
         raise UserError('--dtypes float16 is for GPUs. On a CPU choose float32 or bfloat16.')
@@ -224,7 +228,6 @@ def run(
         args.train,
         not args.no_memory,
     )
-    cases = make_cases(args, candidates)
     if args.plot == 'accuracy' and not args.top1 and args.out:
         check_accuracies(cases)
     found = measure(cases, settings, show)
@@ -238,8 +241,9 @@ def check_accuracies(cases: Iterable[Sequence[Workload]]) -> None:
         raise UserError(plot.NO_ACCURACY)
 
 
-def make_cases(args: argparse.Namespace, candidates: Sequence[Candidate]) -> list[list[Workload]]:
+def make_cases(args: argparse.Namespace) -> list[list[Workload]]:
     """What is timed together: all models, at one size, batch size and data type."""
+    candidates = list(dict.fromkeys(Candidate.parse(text, args.deploy) for text in args.models))
     return [
         [
             Workload(candidate, *parse_size(size, candidate), batch, DTYPES[dtype], args.channels_last)
@@ -260,7 +264,7 @@ def parse_size(text: str, candidate: Candidate) -> tuple[int, int]:
                 f'--sizes published: only variants of MobileMamba have one, not {candidate.name}.'
             )
         return side, side
-    match = re.fullmatch(r'(\d+)(?:[x×](\d+))?', text)
+    match = re.fullmatch(SIZE, text)
     height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if min(height, width) < 1:
         raise UserError(

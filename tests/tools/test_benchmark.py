@@ -54,7 +54,7 @@ def test_published_accuracies_training_and_profile(run):
     assert result['train_time'] > result['time']
     assert '| selective scan | 5 |' in printed and '73.6' in printed
     assert Path('accuracy.png').exists()
-    again = run('--read', 'one.json', 'one.json', '--top1', 't2=71.5', '--out', 'two.json').out
+    again = run('--read', 'one.json', 'one.json', '--top1', 't2@192=71.5', '--out', 'two.json').out
     assert 'one.json' not in again
     both = json.loads(Path('two.json').read_text())
     assert [r['published_top1'] for r in both['results']] == [71.5, 71.5]
@@ -88,8 +88,8 @@ def test_memory(run):
         (['b1', '--dtypes', 'float16', '--device', 'cpu'], 'float16 is for GPUs'),
         (['b1', '--device', 'cuda:99'], 'cuda:99 cannot be used'),
         (['b1', '--out', 'x.xls'], 'must end in one of .md'),
-        (['b1', '--top1', 'b1'], "'b1' must be the name of a model"),
-        (['b1', '--top1', 'b2=80'], 'is called b2, but b1'),
+        (['b1', '--top1', 'b1=80'], "'b1=80' must be MODEL@SIZE=%"),
+        (['b1', '--top1', 'b1@224=80'], 'no b1@224x224, but b1@512x512'),
         (['b1', '--sizes', '100', '--plot', 'accuracy', '--out', 'x.png'], 'needs accuracies'),
         (['--read', 'none.json'], 'none.json is no JSON file'),
     ],
