@@ -19,6 +19,6 @@ train_dataloader = dict(
 )
 
 train_cfg = _base_.demo_train_cfg
-optim_wrapper = dict(optimizer=dict(lr=_base_.demo_lr))
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = _base_.demo_param_scheduler
 default_hooks = _base_.demo_hooks
