@@ -6,6 +6,7 @@ At each size: mAP or mIoU, FLOPs, latency and peak memory (batch size 1). Writes
 weights, data and device are not run again, so an interrupted run goes on where it stopped.
 """
 
+import copy
 from pathlib import Path
 
 from mmmobilemamba import engine
@@ -73,7 +74,7 @@ def main():
         sizes = [TestSize.parse(size).fit(test_scale(cfg)) for size in args.sizes]
         windows = dict(crop=args.crop, stride=args.stride)
         for mode in args.mode:
-            set_mode(cfg.copy(), mode, **windows)
+            set_mode(copy.deepcopy(cfg), mode, **windows)
         evaluate(args, cfg, [(s, m) for s in dict.fromkeys(sizes) for m in dict.fromkeys(args.mode)], windows)
 
 
@@ -84,7 +85,7 @@ def evaluate(args, cfg, points, windows):
     work_dir = Path(cfg.work_dir)
     file = ResultFile(work_dir / 'resolution.json')
     # The work directory changes no result.
-    described = cfg.copy()
+    described = copy.deepcopy(cfg)
     described.pop('work_dir')
     depends = (str(args.deploy), str(windows), device_name(check_device(None)))
     results = []
@@ -94,7 +95,7 @@ def evaluate(args, cfg, points, windows):
         state = 'done before' if result else 'testing'
         print(f'[{number}/{len(points)}] {scale[0]}x{scale[1]}, {mode}: {state}', flush=True)
         if result is None:
-            result = evaluate_at(cfg.copy(), scale, mode, windows, args.deploy, args.repeats)
+            result = evaluate_at(copy.deepcopy(cfg), scale, mode, windows, args.deploy, args.repeats)
             file.add(key, result)
         results.append(result)
         write(work_dir, Path(args.config).stem, results)
