@@ -27,9 +27,7 @@ def switch_to_deploy(model: nn.Module) -> None:
     Raises:
         UserError: when there is no backbone in it that can be folded.
     """
-    backbones = [m for m in model.modules() if hasattr(m, 'switch_to_deploy') and m is not model]
-    if hasattr(model, 'switch_to_deploy'):
-        backbones.append(model)
+    backbones = [m for m in model.modules() if hasattr(m, 'switch_to_deploy')]
     if not backbones:
         raise UserError(
             f'{type(model).__name__} holds no backbone that can be fused for deployment; only '

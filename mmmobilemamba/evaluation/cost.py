@@ -1,9 +1,6 @@
-"""Time and memory of one prediction."""
+"""Memory of one prediction, and where it was measured."""
 
-import statistics
-import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +15,6 @@ def device_name(device: torch.device) -> str:
     if device.type == 'cpu':
         return f'CPU, {torch.get_num_threads()} threads'
     return str(device)
-
-
-@torch.no_grad()
-def measure_latency(module: nn.Module, inputs: Tensor, repeats: int) -> float:
-    """Median time of a forward pass in seconds, after one that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        _wait_for(inputs.device)
-        start = time.perf_counter()
-        module(inputs)
-        _wait_for(inputs.device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
 
 
 @torch.no_grad()
@@ -53,8 +37,3 @@ def measure_peak_memory(module: nn.Module, inputs: Tensor) -> float:
         return float('nan')
     line = next(line for line in status.splitlines() if line.startswith('VmHWM:'))
     return float(line.split()[1]) * 1024
-
-
-def _wait_for(device: Any) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)

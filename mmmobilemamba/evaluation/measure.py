@@ -8,9 +8,10 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..benchmark import measure_complexity
+from ..benchmark.timing import inference, interleave, stopwatch
 from ..deploy import switch_to_deploy
 from ..engine import build_runner
-from .cost import device_name, measure_latency, measure_peak_memory
+from .cost import device_name, measure_peak_memory
 from .resolution import Result, set_mode, set_test_scale
 
 
@@ -69,11 +70,13 @@ def measure_cost(runner: Runner, repeats: int) -> dict[str, Any]:
     inputs = data['inputs']
     prediction = Prediction(model, data['data_samples']).eval()
     complexity = measure_complexity(prediction, inputs)
+    run = {'prediction': inference(prediction, inputs)}
+    timing = interleave(run, stopwatch(inputs.device), range(repeats + 1), warmup=1)['prediction']
     return dict(
         input_size=tuple(inputs.shape[-2:]),
         gflops=complexity.flops / 1e9,
         scan_gflops=complexity.scan_flops / 1e9,
         peak_memory_mib=measure_peak_memory(prediction, inputs) / 2**20,
-        latency_ms=measure_latency(prediction, inputs, repeats) * 1e3,
+        latency_ms=timing.median * 1e3,
         device=device_name(inputs.device),
     )

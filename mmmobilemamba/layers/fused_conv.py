@@ -25,9 +25,9 @@ class FusedConv2d(nn.Conv2d):
     """``activation(conv(x))`` or ``conv(x) + add``, for inference.
 
     On a CPU, oneDNN runs it as one operation whose weights are brought into its own layout once, not at
-    every call as ``F.conv2d`` does: for a backbone that has more weights than pixels this is a third of the
-    time. Under torch.compile and torch.export, which do this themselves, and where it cannot be done, it is
-    the plain convolution.
+    every call as ``F.conv2d`` does, which tells where there are more weights than pixels. Under
+    torch.compile and torch.export, which do this themselves, and where it cannot be done, it is the plain
+    convolution.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: str = 'none') -> None:
