@@ -2,7 +2,9 @@ import os
 
 import pytest
 import torch
+from configs.cases import CONFIGS
 from mmengine.config import Config
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmmobilemamba import engine
 from mmmobilemamba.errors import UserError
@@ -65,3 +67,17 @@ def test_cpu_processes_use_gloo_and_plain_batch_norm(monkeypatch):
     assert cfg.model.backbone.norm_cfg == dict(type='BN', requires_grad=True)
     assert cfg.model.heads[0].norm_cfg.type == 'BN'
     assert os.environ['LOCAL_RANK'] == '0'
+
+
+def test_sync_bn_runs_on_one_cpu(tmp_path):
+    options = {'model.backbone.norm_cfg': dict(type='SyncBN', requires_grad=True)}
+    cfg = engine.load_config(str(CONFIGS / 'seg/pspnet_mobilemamba.py'), options, 't2')
+    assert cfg.model.decode_head.norm_cfg.type == 'SyncBN'
+    cfg.work_dir = str(tmp_path)
+    engine.skip_training(cfg)
+    model = engine.build_runner(cfg).model.cpu().train()
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    assert norms and not any(isinstance(m, torch.nn.SyncBatchNorm) for m in norms)
+    logits = model(torch.rand(2, 3, 64, 64), mode='tensor')
+    logits.square().mean().backward()
+    assert torch.isfinite(model.backbone.stem[0].conv.weight.grad).all()
