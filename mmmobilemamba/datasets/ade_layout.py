@@ -4,11 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from mmengine.logging import print_log
 from PIL import Image
 
 from ..errors import UserError
-from .layout import check_layout, duplicates, image_size, sample, shorten
+from .layout import check_images, check_layout, duplicates, in_threads, shorten
 
 ADE_LAYOUT = """
 classes.txt              one class name per line; line i names the value i of the maps
@@ -70,7 +70,7 @@ def read_ade_split(root: Path, split: str, num_classes: int) -> AdeSplit:
         num_classes: Number of classes: the largest value allowed in a map, beside 255 (ignored).
 
     Raises:
-        UserError: If images or maps are missing, or a sample of them does not fit together.
+        UserError: If images or maps are missing, or one of them is not usable, or they do not fit together.
     """
     images, maps = Path('images') / split, Path('annotations') / split
     check_layout(root, [], [str(images), str(maps)], ADE_LAYOUT)
@@ -93,8 +93,16 @@ def read_ade_split(root: Path, split: str, num_classes: int) -> AdeSplit:
             f'{len(missing)} of {len(stems)} images in {root / images} have no label map of the '
             f'same name in {root / maps}: {shorten(missing)}. Add the maps or remove the images.'
         )
-    for stem in sample(stems):
-        _check_map(root / maps / (stem + MAP_SUFFIX), root / images / (stem + suffixes[0]), num_classes)
+    pictures = [root / images / (stem + suffixes[0]) for stem in stems]
+    sizes = zip(pictures, check_images(pictures), strict=True)
+    files = [root / maps / (stem + MAP_SUFFIX) for stem in stems]
+    found = in_threads(lambda x: _check_map(x[0], *x[1], num_classes), zip(files, sizes, strict=True))
+    _check_values(root / maps, set().union(*found), num_classes)
+    print_log(
+        f'{root}: all {len(stems)} {split} images are whole and have a label map of their size with '
+        'values that classes.txt names; the pixels of the images were not looked at.',
+        logger='current',
+    )
     return AdeSplit(str(images), str(maps), suffixes[0], len(names))
 
 
@@ -108,27 +116,46 @@ def _list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     )
 
 
-def _check_map(path: Path, image: Path, num_classes: int) -> None:
-    size = image_size(path)
-    if size != image_size(image):
+def _check_map(path: Path, image: Path, image_size: tuple[int, int], num_classes: int) -> set[int]:
+    """Refuse a label map that would go wrong; the values in it."""
+    try:
+        with Image.open(path) as file:
+            size, mode = file.size, file.mode
+            counts = file.histogram() if mode in ('L', 'P') else []
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f'The label map {path} cannot be read ({error}). Write or copy it again.') from error
+    if mode not in ('L', 'P'):
         raise UserError(
-            f'The label map {path} is {size[0]}x{size[1]} pixels, its image '
-            f'{"x".join(map(str, image_size(image)))}. They must be of one size.'
+            f'The label map {path} has the mode {mode}; it must have one 8-bit channel (mode L or P) whose '
+            'values are the classes. Colours are no class numbers: write the number of its class for each '
+            'colour.'
         )
-    with Image.open(path) as file:
-        if file.mode not in ('L', 'P'):
-            raise UserError(
-                f'The label map {path} has the mode {file.mode}; it must have one 8-bit channel '
-                '(mode L or P) whose values are the classes. Colours are no class numbers.'
-            )
-        try:
-            values = np.unique(np.asarray(file))
-        except OSError as error:
-            raise UserError(f'The label map {path} cannot be read ({error}).') from error
-    unknown = [int(v) for v in values if num_classes < v < 255]
+    if size != image_size:
+        raise UserError(
+            f'The label map {path} is {size[0]}x{size[1]} pixels, its image {image} '
+            f'{image_size[0]}x{image_size[1]}. They must be of one size.'
+        )
+    unknown = [value for value, count in enumerate(counts) if count and num_classes < value < 255]
     if unknown:
         raise UserError(
             f'The label map {path} holds {shorten(unknown)}, but classes.txt names only '
             f'{num_classes} classes. Allowed are 1 to {num_classes}, and 0 and 255 for pixels '
             'without a class. Add the missing names, or correct the map.'
+        )
+    return {value for value, count in enumerate(counts) if count}
+
+
+def _check_values(folder: Path, values: set[int], num_classes: int) -> None:
+    absent = sorted(set(range(1, num_classes + 1)) - values)
+    if len(absent) == num_classes:
+        raise UserError(
+            f'The label maps in {folder} hold {shorten(sorted(values))} alone, which are pixels without a '
+            f'class. Line i of classes.txt names the value i: write 1 to {num_classes} into the maps, for '
+            'example 1 for the background and 2 for the object.'
+        )
+    if absent:
+        print_log(
+            f'{folder}: no label map holds {shorten(absent)}, so these lines of classes.txt name nothing. '
+            'Values begin at 1.',
+            logger='current',
         )

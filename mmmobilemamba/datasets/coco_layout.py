@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.logging import print_log
 
 from ..errors import UserError
-from .layout import check_layout, duplicates, image_size, sample, shorten
+from .layout import check_images, check_layout, duplicates, shorten
 
 COCO_LAYOUT = """
 annotations/instances_train2017.json
@@ -65,7 +65,8 @@ def read_coco_split(
 
 def _read_json(path: Path) -> dict[str, list[dict]]:
     try:
-        content = json.loads(path.read_bytes())
+        # As pycocotools will read it, which takes no byte order mark.
+        content = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
         raise UserError(
             f'{path} is not a JSON file ({error}). It may be cut short; write or copy it again.'
@@ -93,6 +94,16 @@ def _check_fields(path: Path, part: str, entries: list[dict], fields: tuple[str,
             )
 
 
+def _check_types(path: Path, part: str, entries: list[dict], field: str, *kinds: type) -> None:
+    wrong = [entry[field] for entry in entries if not isinstance(entry[field], kinds)]
+    if wrong:
+        allowed = ' or '.join(kind.__name__ for kind in kinds)
+        raise UserError(
+            f'{len(wrong)} of {len(entries)} entries in {part!r} of {path} have a {field} that is no '
+            f'{allowed}: {shorten(map(repr, wrong))}. Correct them.'
+        )
+
+
 def _check_unique(path: Path, part: str, entries: list[dict], field: str = 'id') -> None:
     if repeated := duplicates(entry[field] for entry in entries):
         raise UserError(
@@ -103,13 +114,17 @@ def _check_unique(path: Path, part: str, entries: list[dict], field: str = 'id')
 
 def _check_categories(path: Path, categories: list[dict]) -> tuple[str, ...]:
     _check_fields(path, 'categories', categories, ('id', 'name'))
+    _check_types(path, 'categories', categories, 'id', int)
+    _check_types(path, 'categories', categories, 'name', str)
     _check_unique(path, 'categories', categories)
     _check_unique(path, 'categories', categories, 'name')
-    return tuple(str(category['name']) for category in categories)
+    return tuple(category['name'] for category in categories)
 
 
 def _check_images(path: Path, images: list[dict]) -> None:
     _check_fields(path, 'images', images, ('id', 'file_name', 'width', 'height'))
+    _check_types(path, 'images', images, 'id', int, str)
+    _check_types(path, 'images', images, 'file_name', str)
     _check_unique(path, 'images', images)
     bad = [i['id'] for i in images if not all(_is_number(i[k]) and i[k] > 0 for k in SIDES)]
     if bad:
@@ -123,6 +138,8 @@ def _check_annotations(path: Path, content: dict[str, list[dict]], with_masks: b
     annotations = content['annotations']
     fields = ('id', 'image_id', 'category_id', 'bbox', 'area')
     _check_fields(path, 'annotations', annotations, fields)
+    for field in ('id', 'image_id', 'category_id'):
+        _check_types(path, 'annotations', annotations, field, int, str)
     _check_unique(path, 'annotations', annotations)
     for field, part in (('image_id', 'images'), ('category_id', 'categories')):
         known = {entry['id'] for entry in content[part]}
@@ -227,13 +244,18 @@ def _check_image_files(folder: Path, images: list[dict]) -> None:
             f'{len(missing)} of {len(names)} images are not in {folder}: {shorten(missing)}. Copy '
             'them there, or remove them from the annotation file.'
         )
-    for image in sample(images):
+    paths = [folder / name for name in names]
+    for image, path, size in zip(images, paths, check_images(paths), strict=True):
         declared = (image['width'], image['height'])
-        size = image_size(folder / image['file_name'])
         # A camera's rotation tag swaps the sides when the picture is read.
         if declared not in (size, size[::-1]):
             raise UserError(
-                f'{folder / image["file_name"]} is {size[0]}x{size[1]} pixels, but its annotation '
-                f'file says {declared[0]}x{declared[1]}. Correct "width" and "height", and check '
-                'that the boxes were made for this size.'
+                f'{path} is {size[0]}x{size[1]} pixels, but its annotation file says '
+                f'{declared[0]}x{declared[1]}. Correct "width" and "height", and check that the boxes '
+                'were made for this size.'
             )
+    print_log(
+        f'{folder}: all {len(paths)} image files are there, whole, and of the size that is annotated; their '
+        'pixels were not looked at.',
+        logger='current',
+    )
