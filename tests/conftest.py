@@ -1,11 +1,14 @@
 import functools
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import mmengine.config.utils as config_utils
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.visualization import Visualizer
 from PIL import Image
 
 CLASSES = ('square', 'stripe')
@@ -165,3 +168,20 @@ def det_config(tmp_path: Path) -> Path:
 def seg_config(tmp_path: Path) -> Path:
     """File of a small PSPNet that trains for two iterations on ``ade_root``."""
     return write_config(tmp_path / 'tiny_pspnet.py', SEG_CONFIG)
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch):
+    """Run a tool in this process, which saves the imports, with ``tmp_path`` as its folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+
+    def tool(name, *arguments) -> None:
+        # A process has one visualizer of a name in each class; each run needs its own.
+        for kind in (Visualizer, *Visualizer.__subclasses__()):
+            kind._instance_dict.clear()
+        path = str(REPOSITORY / 'tools' / name)
+        monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
+        runpy.run_path(path, run_name='__main__')
+
+    return tool

@@ -59,6 +59,7 @@ def main():
         if args.auto_scale_lr:
             engine.enable_auto_scale_lr(cfg)
         engine.set_randomness(cfg, args.seed, args.deterministic)
+        engine.add_safeguards(cfg)
         engine.build_runner(cfg).train()
 
 

@@ -16,13 +16,19 @@ from .config import (
 from .cpu_amp_optim_wrapper import CPUAmpOptimWrapper
 from .deploy_hook import DeployHook
 from .launch import build_runner, init_processes
+from .safeguards import add_safeguards
+from .seed_hook import SeedHook
 from .start import load_for_testing, load_for_training, resume_training
 from .strict_load_hook import StrictLoadHook
+from .whole_file_backend import WholeFileBackend
 
 __all__ = [
     'CPUAmpOptimWrapper',
     'DeployHook',
+    'SeedHook',
     'StrictLoadHook',
+    'WholeFileBackend',
+    'add_safeguards',
     'build_runner',
     'check_channels',
     'common_parser',

@@ -49,11 +49,14 @@ def resume_training(cfg: Config, resume: str | None) -> None:
         resume = latest_checkpoint(cfg.work_dir)
         found = f'resuming from {resume}' if resume else 'no checkpoint yet, training from the start'
         print_log(f'--resume in {cfg.work_dir}: {found}', logger='current')
-    elif resume is not None:
-        _check_resumable(resume, read_checkpoint(resume))
-    if resume is not None:
-        cfg.resume, cfg.load_from = True, resume
-        _load_strictly(cfg)
+    if resume is None:
+        return
+    seed = _read_resumable(resume)['meta'].get('seed')
+    if seed is not None:
+        # MMEngine takes it from the checkpoint too late, when the data have been shuffled with another.
+        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
+    cfg.resume, cfg.load_from = True, resume
+    _load_strictly(cfg)
 
 
 def load_for_testing(cfg: Config, checkpoint: str) -> None:
@@ -80,7 +83,7 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
         files.sort(key=lambda p: p.name != last)
     for file in files:
         try:
-            _check_resumable(str(file), read_checkpoint(str(file)))
+            _read_resumable(str(file))
         except CheckpointError as error:
             print_log(f'{file} is passed over: {error}', logger='current')
         else:
@@ -88,13 +91,15 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     return None
 
 
-def _check_resumable(filename: str, checkpoint: dict[str, Any]) -> None:
+def _read_resumable(filename: str) -> dict[str, Any]:
+    checkpoint = read_checkpoint(filename)
     missing = [k for k in ('meta', 'state_dict', 'optimizer', 'message_hub') if k not in checkpoint]
     if missing:
         raise CheckpointError(
             f'{filename} holds no {", ".join(missing)}, so a run cannot be resumed from it. To '
             'train anew from its weights, use --load-from.'
         )
+    return checkpoint
 
 
 def _load_strictly(cfg: Config, **options: Any) -> None:

@@ -66,6 +66,12 @@ class TestResume:
         with pytest.raises(CheckpointError, match='epoch_11.pth'):
             engine.resume_training(cfg, str(run / 'epoch_11.pth'))
 
+    def test_seed_is_that_of_the_run(self, tmp_path):
+        torch.save(dict(TRAINING_STATE, meta=dict(seed=7)), tmp_path / 'x.pth')
+        cfg = Config(dict(randomness=dict(seed=0, deterministic=True)))
+        engine.resume_training(cfg, str(tmp_path / 'x.pth'))
+        assert cfg.randomness == dict(seed=7, deterministic=True)
+
     def test_weights_alone_cannot_be_resumed(self, tmp_path):
         torch.save(dict(meta={}, state_dict={}), tmp_path / 'x.pth')
         with pytest.raises(CheckpointError, match='no optimizer, message_hub.*--load-from'):

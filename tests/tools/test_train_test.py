@@ -2,7 +2,6 @@ import json
 import os
 import pickle
 import re
-import runpy
 import socket
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.visualization import Visualizer
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,23 +28,6 @@ def run(*command, cwd, **variables) -> str:
     done = subprocess.run([str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
-
-
-@pytest.fixture
-def tool(tmp_path, monkeypatch):
-    """Run a tool in this process, which saves the imports, with ``tmp_path`` as its folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('LOCAL_RANK', '0')
-
-    def tool(name, *arguments) -> None:
-        # A process has one visualizer of a name in each class; each run needs its own.
-        for kind in (Visualizer, *Visualizer.__subclasses__()):
-            kind._instance_dict.clear()
-        path = str(REPOSITORY / 'tools' / name)
-        monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
-        runpy.run_path(path, run_name='__main__')
-
-    return tool
 
 
 def newest(work_dir: Path, pattern: str) -> str:

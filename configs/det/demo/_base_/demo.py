@@ -16,5 +16,5 @@ demo_param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-demo_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=1))
+demo_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=2))
 randomness = dict(seed=0)

@@ -1,0 +1,26 @@
+"""What guards every training run."""
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+HOOKS = ('SeedHook',)
+
+
+def add_safeguards(cfg: Config) -> None:
+    """Let a run survive interruptions: see :class:`SeedHook` and :class:`WholeFileBackend`."""
+    hooks = [h for h in cfg.get('custom_hooks') or [] if h.get('type') not in HOOKS]
+    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in HOOKS)]
+    cfg.train_dataloader.persistent_workers = False
+    checkpoint = cfg.get('default_hooks', {}).get('checkpoint')
+    if checkpoint is None:
+        return
+    if checkpoint.get('max_keep_ckpts') == 1:
+        checkpoint.max_keep_ckpts = 2
+        print_log(
+            'max_keep_ckpts is 2 instead of 1: the older checkpoint is deleted before the newer one is '
+            'written, and a run that is interrupted then would have none',
+            logger='current',
+        )
+    elsewhere = ('backend_args', 'file_client_args')
+    if not any(checkpoint.get(key) for key in elsewhere) and '://' not in str(checkpoint.get('out_dir')):
+        checkpoint.backend_args = dict(backend='whole_file')

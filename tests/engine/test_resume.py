@@ -1,0 +1,206 @@
+"""Training that is interrupted and resumed ends as if it had not been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.fileio import get_file_backend
+
+from mmmobilemamba import engine
+from mmmobilemamba.engine.start import latest_checkpoint
+
+REPOSITORY = Path(__file__).parents[2]
+
+KILLED_AT = """
+import os, signal
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class KilledAt(Hook):
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == self.iteration:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def inherit(base: Path, text: str) -> Path:
+    """A config beside another one that it changes."""
+    config = base.with_name(f'changed_{base.name}')
+    config.write_text(f'_base_ = {str(base)!r}\n{text}')
+    return config
+
+
+def train_until_killed(config: Path, iteration: int, *options) -> None:
+    """Run tools/train.py in a process that SIGKILL ends in the given iteration, counted from 0."""
+    (config.parent / 'killed_at.py').write_text(KILLED_AT)
+    deadly = inherit(
+        config,
+        "custom_imports = dict(imports=['mmmobilemamba', 'killed_at'])\n"
+        f"custom_hooks = [*_base_.custom_hooks, dict(type='KilledAt', iteration={iteration})]\n",
+    )
+    env = dict(
+        os.environ,
+        PYTHONPATH=os.pathsep.join([str(REPOSITORY), str(config.parent), os.environ.get('PYTHONPATH', '')]),
+        OMP_NUM_THREADS='1',
+    )
+    command = [sys.executable, REPOSITORY / 'tools/train.py', deadly, *options]
+    done = subprocess.run(
+        [str(word) for word in command], cwd=config.parent, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def losses(work_dir: Path) -> dict[int, list[dict]]:
+    """All that was logged of each iteration but the times, of all runs in a work directory."""
+    logged: dict[int, list[dict]] = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in map(json.loads, file.read_text().splitlines()):
+            step = line.pop('step')
+            logged.setdefault(step, []).append(
+                {key: value for key, value in line.items() if key not in ('time', 'data_time', 'memory')}
+            )
+    return logged
+
+
+def assert_same(a, b, where: str = '') -> None:
+    """Nested containers hold equal tensors and numbers, to the last bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f'{where}.{key}')
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f'{where}[{i}]')
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def assert_ended_alike(straight: Path, resumed: Path, checkpoint: str, first: int) -> None:
+    """Same final state, and the same losses since the iteration ``first`` that was resumed with."""
+    a, b = (torch.load(folder / checkpoint, weights_only=True) for folder in (straight, resumed))
+    assert a.keys() == b.keys()
+    for key in a.keys() - {'meta', 'message_hub'}:
+        assert_same(a[key], b[key], key)
+    expected, actual = losses(straight), losses(resumed)
+    assert expected.keys() == actual.keys()
+    assert all(actual[step][-1] == expected[step][-1] for step in expected if step >= first)
+
+
+@pytest.fixture
+def one_thread():
+    """As many threads as the process that is killed: the order of sums depends on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+# Two batches an epoch. Half of the pictures are flipped, in workers of their own.
+DETECTION = """
+model = dict(backbone=dict(drop_path_rate=0.2))
+train_dataloader = dict(batch_size=2, num_workers=2, persistent_workers=True)
+train_cfg = dict(max_epochs=3)
+default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=2))
+custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+"""
+
+# Dropout in the heads, random crops, scales and colours, all drawn in one process, and validation between.
+SEGMENTATION = """
+train_cfg = dict(max_iters=6, val_interval=3)
+default_hooks = dict(checkpoint=dict(interval=2))
+custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+"""
+
+
+def test_detector_killed_in_mid_epoch(tmp_path, tool, det_config, coco_root, one_thread):
+    config = inherit(det_config, DETECTION)
+    train = ('--data-root', coco_root, '--no-validate', '--seed', 3, '--deterministic', '--work-dir')
+    train_until_killed(config, 4, *train, 'resumed')
+    assert latest_checkpoint('resumed') == 'resumed/epoch_2.pth'
+    tool('train.py', config, *train, 'straight')
+    tool('train.py', config, *train, 'resumed', '--resume')
+    assert_ended_alike(tmp_path / 'straight', tmp_path / 'resumed', 'epoch_3.pth', 5)
+
+
+def test_segmentor_interrupted_between_checkpoints(tmp_path, tool, seg_config, ade_root, one_thread):
+    config = inherit(seg_config, SEGMENTATION)
+    train = ('--data-root', ade_root, '--deterministic', '--work-dir')
+    train_until_killed(config, 4, *train, 'resumed', '--seed', 3)
+    assert latest_checkpoint('resumed') == 'resumed/iter_4.pth'
+    tool('train.py', config, *train, 'straight', '--seed', 3)
+    # The seed is that of the checkpoint.
+    tool('train.py', config, *train, 'resumed', '--resume')
+    assert_ended_alike(tmp_path / 'straight', tmp_path / 'resumed', 'iter_6.pth', 5)
+
+
+class TestWholeFiles:
+    @pytest.fixture
+    def backend(self):
+        return get_file_backend('x.pth', backend_args=dict(backend='whole_file'))
+
+    def test_replaced_once_complete(self, tmp_path, backend):
+        file = tmp_path / 'x.pth'
+        file.write_bytes(b'old')
+        backend.put(b'new', file)
+        assert [p.name for p in tmp_path.iterdir()] == ['x.pth'] and file.read_bytes() == b'new'
+
+    def test_an_error_leaves_the_old_file(self, tmp_path, backend, monkeypatch):
+        file = tmp_path / 'x.pth'
+        file.write_bytes(b'old')
+
+        def full(descriptor):
+            raise OSError(28, 'No space left on device')
+
+        monkeypatch.setattr(os, 'fsync', full)
+        with pytest.raises(OSError, match='No space'):
+            backend.put(b'new', file)
+        assert [p.name for p in tmp_path.iterdir()] == ['x.pth'] and file.read_bytes() == b'old'
+
+    def test_what_a_kill_leaves_is_no_checkpoint(self, tmp_path, backend, monkeypatch):
+        monkeypatch.setattr(Path, 'replace', lambda *paths: None)
+        backend.put(b'half', tmp_path / 'epoch_2.pth')
+        assert len(list(tmp_path.iterdir())) == 1
+        assert latest_checkpoint(tmp_path) is None
+
+
+class TestSafeguards:
+    def build(self, **checkpoint):
+        return Config(
+            dict(train_dataloader=dict(persistent_workers=True), default_hooks=dict(checkpoint=checkpoint))
+        )
+
+    def test_checkpoints(self):
+        cfg = self.build(max_keep_ckpts=1)
+        engine.add_safeguards(cfg)
+        assert cfg.default_hooks.checkpoint == dict(max_keep_ckpts=2, backend_args=dict(backend='whole_file'))
+
+    @pytest.mark.parametrize(
+        'elsewhere', [dict(backend_args=dict(backend='petrel')), dict(out_dir='s3://bucket')]
+    )
+    def test_other_storage_is_left_alone(self, elsewhere):
+        cfg = self.build(**elsewhere)
+        engine.add_safeguards(cfg)
+        assert cfg.default_hooks.checkpoint == elsewhere
+
+    def test_hooks_come_once(self):
+        cfg = self.build()
+        engine.add_safeguards(cfg)
+        hooks = list(cfg.custom_hooks)
+        engine.add_safeguards(cfg)
+        assert cfg.custom_hooks == hooks
+        assert not cfg.train_dataloader.persistent_workers
