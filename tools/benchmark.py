@@ -313,6 +313,7 @@ def write(args: argparse.Namespace, found: list[results.Result], environment: di
         text += f'\nLargest ratio to a fit that is linear in the pixels:\n\n{fits}\n'
     print(f'\n{text}')
     for file in args.out:
+        file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == '.md':
             file.write_text(text, encoding='utf-8')
         elif file.suffix == '.csv':

@@ -101,6 +101,7 @@ class MobileMamba(BaseModule):
         self.arch = Arch.create(arch)
         self._check(in_channels, out_indices, frozen_stages, drop_path_rate)
         check_backend(scan_backend)
+        self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -136,7 +137,8 @@ class MobileMamba(BaseModule):
         if frozen_stages > max(out_indices):
             raise ValueError(f'frozen_stages={frozen_stages} lies above the last stage that is built, '
                              f'max(out_indices)={max(out_indices)}: lower it')
-        if drop_path_rate is not None and not 0 <= drop_path_rate < 1:
+        if drop_path_rate is not None and not (
+                isinstance(drop_path_rate, int | float) and 0 <= drop_path_rate < 1):
             raise ValueError(f'drop_path_rate={drop_path_rate!r} is not allowed: None, or in [0, 1)')
 
     def _make_stem(self, in_channels: int, norm_cfg: NormCfg) -> nn.Sequential:
@@ -163,7 +165,16 @@ class MobileMamba(BaseModule):
         return [self.stem, *(getattr(self, f'stage{i + 1}') for i in range(self.num_stages))]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, in_channels, H, W) images → one map (B, C_i, H_i, W_i) per entry of ``out_indices``."""
+        """(B, in_channels, H, W) images → one map (B, C_i, H_i, W_i) per entry of ``out_indices``.
+
+        Raises:
+            ValueError: for another shape, or images that are not of a floating-point type.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:] or not x.is_floating_point():
+            raise ValueError(
+                f'MobileMamba was given {x.dtype} of shape {tuple(x.shape)}; expected are floating-point '
+                f'images (B, {self.in_channels}, H, W) of at least one pixel. Convert and normalise bytes '
+                'first; for images of other channels build it with that in_channels.')
         if x.device.type == 'cpu':
             # Where the CPU's convolutions and matrix products, and the scan, are fastest.
             x = x.contiguous(memory_format=torch.channels_last)
@@ -177,6 +188,9 @@ class MobileMamba(BaseModule):
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names, all of it or not at all; without it, keep the initial values."""
         if self.init_cfg and self.init_cfg['type'] == 'Pretrained':
+            if not self.init_cfg.get('checkpoint'):
+                raise UserError('init_cfg of type Pretrained names no checkpoint: add checkpoint=FILE, or '
+                                'leave init_cfg out to train from initial values')
             load_pretrained(self, self.init_cfg['checkpoint'], self.init_cfg.get('prefix', ''))
             self._is_init = True
         else:

@@ -1,5 +1,6 @@
 """Which channel numbers of a config follow from the variant of MobileMamba in it."""
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..arch import ARCHS, NUM_STAGES, Arch
+from ..arch import ARCHS, Arch
+from ..backbones import MobileMamba
 from ..errors import UserError
 
 
@@ -42,16 +44,19 @@ def set_arch(cfg: Config, arch: str) -> None:
         arch: Name of the variant: 't2', 't4', 's6', 'b1', 'b2' or 'b4'.
 
     Raises:
-        UserError: If there is no such variant, or no MobileMamba in the config.
+        UserError: If there is no such variant, or no MobileMamba in the config, or another of its
+            settings is wrong.
     """
     if arch not in ARCHS:
         raise UserError(f'--arch {arch} is unknown. Choose one of {", ".join(ARCHS)}.')
     parents = list(_with_mobilemamba(cfg.get('model'), 'model'))
     if not parents:
         raise UserError('--arch chooses the variant of a MobileMamba backbone, and the config has none.')
+    for _, parent in parents:
+        parent['backbone']['arch'] = arch
+    _check_backbones(cfg)
     changed = []
     for name, parent in parents:
-        parent['backbone']['arch'] = arch
         for link in list(_links(name, parent)):
             if link.given != link.right:
                 changed.append(f'{link.name}={link.right}')
@@ -60,11 +65,13 @@ def set_arch(cfg: Config, arch: str) -> None:
 
 
 def check_channels(cfg: Config) -> None:
-    """Check that necks and heads expect the channels that the MobileMamba of the config gives.
+    """Check the MobileMamba of a config, and that necks and heads expect the channels that it gives.
 
     Raises:
-        UserError: If one does not; it says the right number.
+        UserError: If a setting of the backbone has no such name or value, or a neck or head expects
+            another number of channels; it says the right one.
     """
+    _check_backbones(cfg)
     for name, parent in _with_mobilemamba(cfg.get('model'), 'model'):
         wrong = [link for link in _links(name, parent) if link.given != link.right]
         if wrong:
@@ -80,6 +87,22 @@ def check_channels(cfg: Config) -> None:
             )
 
 
+def _check_backbones(cfg: Config) -> None:
+    """Build every MobileMamba once, which takes a tenth of a second, and tell what is wrong with it."""
+    for name, parent in _with_mobilemamba(cfg.get('model'), 'model'):
+        settings = {key: _plain(value) for key, value in parent['backbone'].items()}
+        for key in ('type', '_scope_', 'init_cfg'):
+            settings.pop(key, None)
+        try:
+            MobileMamba(**settings)
+        except TypeError as error:
+            reason = str(error).removeprefix('MobileMamba.__init__() ')
+            allowed = list(inspect.signature(MobileMamba).parameters)
+            raise UserError(f'{name}.backbone: {reason}. Its settings are {", ".join(allowed)}.') from error
+        except ValueError as error:
+            raise UserError(f'{name}.backbone: {error}.') from error
+
+
 def _with_mobilemamba(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The models at and below a node of the config whose backbone is a MobileMamba."""
     if isinstance(node, list | tuple):
@@ -87,7 +110,7 @@ def _with_mobilemamba(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any
             yield from _with_mobilemamba(item, f'{name}.{i}')
     elif isinstance(node, dict):
         backbone = node.get('backbone')
-        if isinstance(backbone, dict) and _kind(backbone) == 'MobileMamba' and 'arch' in backbone:
+        if isinstance(backbone, dict) and _kind(backbone) == 'MobileMamba':
             yield name, node
         for key, value in node.items():
             yield from _with_mobilemamba(value, f'{name}.{key}')
@@ -103,12 +126,8 @@ def _out_indices(backbone: dict[str, Any]) -> list[int]:
 
 
 def _out_channels(backbone: dict[str, Any]) -> list[int]:
-    try:
-        widths = Arch.create(_plain(backbone['arch'])).widths
-    except ValueError as error:
-        raise UserError(f'The backbone of the config: {error}.') from error
-    # Indices out of range are refused by the backbone itself.
-    return [(widths[0], *widths)[i] for i in _out_indices(backbone) if i in range(NUM_STAGES + 1)]
+    widths = Arch.create(_plain(backbone['arch'])).widths
+    return [(widths[0], *widths)[i] for i in _out_indices(backbone)]
 
 
 def _plain(arch: Any) -> Any:

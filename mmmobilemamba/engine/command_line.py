@@ -1,6 +1,7 @@
 """What the command lines of training and testing share."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,6 @@ from contextlib import contextmanager
 from mmengine.config import DictAction
 
 from ..arch import ARCHS
-from ..checkpoint import CheckpointError
 from ..errors import UserError
 
 
@@ -56,5 +56,13 @@ def user_errors_reported() -> Iterator[None]:
     """Print what the user can put right as one message, without a traceback, and exit with 1."""
     try:
         yield
-    except (UserError, CheckpointError) as error:
+    except UserError as error:
         sys.exit(f'error: {error}')
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(
+            f'error: The disk is full or your quota used up: {error}. What was written before is kept. '
+            'Free some space or choose another folder, and run the command again; a training goes on '
+            'from its last checkpoint with --resume.'
+        )

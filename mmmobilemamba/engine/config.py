@@ -14,6 +14,7 @@ from ..datasets.layout import shorten
 from ..errors import UserError
 from .channels import check_channels, set_arch
 
+WRITTEN_FOR_TRIAL = 2**20  # bytes
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -74,15 +75,18 @@ def set_work_dir(cfg: Config, work_dir: str | None = None) -> None:
 
 
 def check_writable(folder: str | Path, option: str) -> None:
-    """Make a folder and check that files can be written to it.
+    """Check that files can be written to a folder, or to the one it would be made in.
+
+    Nothing is made, so that a command refused for another reason leaves no empty folder.
 
     Raises:
         UserError: If not; it names the option that chose the folder.
     """
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        existing = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
+            # On a full disk, files can be opened.
+            file.write(bytes(WRITTEN_FOR_TRIAL))
     except OSError as error:
         raise UserError(
             f'Cannot write to {str(folder)!r} ({error}). Choose another folder with {option}.'

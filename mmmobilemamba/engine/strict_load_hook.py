@@ -30,14 +30,14 @@ class StrictLoadHook(Hook):
 
     Args:
         reinit: Beginnings of parameter names that keep their initial values whatever the checkpoint
-            holds.
+            holds; None where all weights are needed, as for testing and resuming.
     """
 
     # Before EMAHook, which copies the weights that are about to be loaded.
     priority = 'VERY_HIGH'
 
-    def __init__(self, reinit: Sequence[str] = ()) -> None:
-        self.reinit = tuple(reinit)
+    def __init__(self, reinit: Sequence[str] | None = None) -> None:
+        self.reinit = reinit
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Replace the checkpoint's weights by those that fill the model exactly.
@@ -52,19 +52,20 @@ class StrictLoadHook(Hook):
 
 
 def fit_state_dict(
-    model: nn.Module, state_dict: dict[str, Tensor], reinit: Sequence[str] = ()
+    model: nn.Module, state_dict: dict[str, Tensor], reinit: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
     """The weights of a checkpoint as exactly the tensors of a model.
 
     Args:
         model: Detector or segmentor.
         state_dict: Tensors of the checkpoint; a MobileMamba's may be in the authors' layout.
-        reinit: Beginnings of parameter names that keep the values they have in the model.
+        reinit: Beginnings of parameter names that keep the values they have in the model; None
+            where that is no way out.
 
     Raises:
         CheckpointError: If a tensor is missing, left over or of another shape.
     """
-    reinit = tuple(reinit)
+    can_reinit, reinit = reinit is not None, tuple(reinit or ())
     expected = model.state_dict()
     kept = {key: value for key, value in expected.items() if key.startswith(reinit)}
     for start in reinit:
@@ -83,7 +84,7 @@ def fit_state_dict(
     if misfit := describe_misfit(wanted, given):
         raise CheckpointError(
             f'The checkpoint does not fit the {type(model).__name__} of the config:\n{misfit}\n'
-            + _advice(wanted, given)
+            + _advice(wanted, given, can_reinit)
         )
     if kept:
         print_log(
@@ -93,12 +94,12 @@ def fit_state_dict(
     return {**given, **kept}
 
 
-def _advice(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
-    if wanted.keys() != given.keys():
-        return 'Take the config that the checkpoint was made with, or another checkpoint.'
+def _advice(wanted: dict[str, Tensor], given: dict[str, Tensor], can_reinit: bool) -> str:
+    if wanted.keys() != given.keys() or not can_reinit:
+        return (
+            'Take the config that the checkpoint was made with, and data with its classes (--data-root), '
+            'or another checkpoint.'
+        )
     reshaped = [key for key in wanted if wanted[key].shape != given[key].shape]
     layers = dict.fromkeys(re.sub(r'\.(weight|bias)$', '', key) for key in reshaped)
-    return (
-        'Test on data with the classes of the checkpoint. To train these layers anew for other '
-        f'classes, add: --reinit {" ".join(layers)}'
-    )
+    return f'To train these layers anew for other classes, add: --reinit {" ".join(layers)}'

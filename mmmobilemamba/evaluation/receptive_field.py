@@ -127,4 +127,5 @@ def draw_fields(fields: Mapping[str, Tensor], path: Path, source: str, decades: 
     axes[0].set_ylabel('y (pixels)')
     figure.colorbar(drawn, ax=list(axes), label='log10(gradient / its maximum)', shrink=0.8)
     figure.suptitle(f'Effective receptive field of the centre output, {source}')
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -119,6 +119,7 @@ class ResultFile:
         """Keep a result."""
         self._results[key] = asdict(result)
         scratch = self.path.with_suffix('.tmp')
+        scratch.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_text(json.dumps({'results': self._results}, indent=1), encoding='utf-8')
         os.replace(scratch, self.path)
 

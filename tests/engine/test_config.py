@@ -75,7 +75,7 @@ class TestWorkDir:
         assert cfg.work_dir == 'own'
         engine.set_work_dir(cfg, 'given')
         assert cfg.work_dir == 'given'
-        assert Path('given').is_dir()
+        assert not Path('given').exists(), 'a run that is refused later leaves no folder'
 
     def test_unwritable_folder_is_refused(self, tmp_path):
         (tmp_path / 'file').write_text('')

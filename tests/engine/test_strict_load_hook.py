@@ -98,8 +98,13 @@ class TestFit:
             fit_state_dict(detector, backbone)
 
     def test_other_classes_are_refused_with_the_way_out(self, weights):
+        model = build_detector(num_classes=5)
         with pytest.raises(CheckpointError, match='--reinit bbox_head.retina_cls$'):
-            fit_state_dict(build_detector(num_classes=5), weights)
+            fit_state_dict(model, weights, reinit=())
+        # Testing and resuming have no --reinit.
+        with pytest.raises(CheckpointError, match=r'data with its classes \(--data-root\)') as caught:
+            fit_state_dict(model, weights)
+        assert 'reinit' not in str(caught.value)
 
 
 class TestReinit:
