@@ -1,8 +1,10 @@
 import os
+import shutil
 import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 KERNEL = 'mmmobilemamba/ops/selective_scan/csrc'
@@ -14,18 +16,29 @@ def read_version() -> str:
     return scope['__version__']
 
 
-def native_kernel() -> dict:
-    """The CPU kernel of the scan, where torch is there to build it against.
+class BuildPy(build_py):
+    """Adds the configs and the model index, where mim looks for them in an installed package."""
+
+    def run(self) -> None:
+        super().run()
+        if not getattr(self, 'editable_mode', False):
+            mim = Path(self.build_lib, 'mmmobilemamba', '.mim')
+            shutil.copytree(ROOT / 'configs', mim / 'configs', dirs_exist_ok=True)
+            shutil.copy(ROOT / 'model-index.yml', mim)
+
+
+def native_kernel() -> tuple[list[Extension], dict[str, type]]:
+    """The CPU kernel of the scan, where torch is there to build it against, and its build command.
 
     pip hides the installed torch from a build unless it is told --no-build-isolation. Without the
     kernel the package works as well, only slower, and says so when it runs.
     """
     if os.environ.get('MMMOBILEMAMBA_NATIVE') == '0':
-        return {}
+        return [], {}
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
-        return {}
+        return [], {}
     # Apple's compiler has no OpenMP; there the kernel runs on one thread.
     threads = '-fopenmp-simd' if sys.platform == 'darwin' else '-fopenmp'
     flags = ['-O3', '-fno-math-errno', '-fno-trapping-math', '-Wno-psabi', threads]
@@ -38,12 +51,12 @@ def native_kernel() -> dict:
         # A machine without a working compiler gets the package without the kernel.
         optional=True,
     )
-    return dict(
-        ext_modules=[extension],
-        cmdclass=dict(build_ext=BuildExtension.with_options(use_ninja=False, no_python_abi_suffix=True)),
+    return [extension], dict(
+        build_ext=BuildExtension.with_options(use_ninja=False, no_python_abi_suffix=True)
     )
 
 
+extensions, commands = native_kernel()
 setup(
     name='mmmobilemamba',
     version=read_version(),
@@ -69,5 +82,6 @@ setup(
         'demo': ['scikit-image>=0.19', 'scikit-learn>=1.0'],
         'dev': ['hypothesis', 'pytest>=7', 'ruff'],
     },
-    **native_kernel(),
+    ext_modules=extensions,
+    cmdclass=dict(build_py=BuildPy, **commands),
 )
