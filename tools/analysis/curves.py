@@ -51,8 +51,12 @@ def draw(curves: list, names: list[str], keys: list[str], path: Path) -> None:
             if key in curve:
                 x, y = curve[key]
                 # Few points, as of validation, would not be seen as a line.
-                axis.plot(x, y, label=names[number], color=f'C{number}', marker='o' if len(x) < 20 else None)
+                marker = 'o' if len(x) < 20 else None
+                axis.plot(x, y, label=names[number], color=f'C{number}', marker=marker, markersize=4)
         axis.set_xlim(left=0)
+        if axis.dataLim.ymin >= 0:
+            # A single point would set its own scale, and small changes would look large.
+            axis.set_ylim(bottom=0)
         axis.set_xlabel('iteration')
         axis.set_ylabel(f'{key} (%)' if key == 'mIoU' else key)
         axis.grid(alpha=0.3)
