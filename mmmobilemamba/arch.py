@@ -41,13 +41,11 @@ class Arch:
         Raises:
             ValueError: for an unknown name, an unknown or missing field, or a value out of range.
         """
-        if isinstance(arch, str):
-            if arch not in ARCHS:
-                raise ValueError(f'arch={arch!r} is unknown; allowed are {", ".join(ARCHS)}, or a '
-                                 f'dict of the fields {", ".join(f.name for f in fields(cls))}')
+        if isinstance(arch, str) and arch in ARCHS:
             return ARCHS[arch]
         if not isinstance(arch, dict):
-            raise ValueError(f'arch must be a name or a dict, not {type(arch).__name__}')
+            raise ValueError(f'arch={arch!r} is unknown; allowed are {", ".join(ARCHS)}, or a '
+                             f'dict of the fields {", ".join(f.name for f in fields(cls))}')
         allowed = [f.name for f in fields(cls)]
         unknown = sorted(set(arch) - set(allowed))
         missing = [name for name in ('widths', 'depths') if name not in arch]

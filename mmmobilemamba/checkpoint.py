@@ -238,8 +238,8 @@ def prepare_backbone_state_dict(model: nn.Module, state_dict: StateDict, prefix:
 
 def _check_same_folding(model: nn.Module, own: StateDict) -> None:
     """Refuse a trained checkpoint for a folded model, and the reverse."""
-    if not own:
-        return
+    if not any(key.startswith('stem.') or _AUTHORS_KEY.match(key) for key in own):
+        return  # Of something else, as will be said.
     folded = not any(key.endswith('.running_mean') for key in own)
     if model.deployed and not folded:
         raise CheckpointError(
@@ -328,10 +328,10 @@ def load_pretrained(model: nn.Module, filename: str, prefix: str = '') -> None:
     Raises:
         CheckpointError: as :func:`prepare_backbone_state_dict` and :func:`read_checkpoint`.
     """
-    tensors = extract_state_dict(read_checkpoint(filename))
+    content = read_checkpoint(filename)
     dot = prefix and prefix.rstrip('.') + '.'
-    tensors = {k[len(dot):]: v for k, v in tensors.items() if k.startswith(dot)}
     try:
+        tensors = {k[len(dot):]: v for k, v in extract_state_dict(content).items() if k.startswith(dot)}
         model.load_state_dict(tensors)
     except CheckpointError as err:
         raise CheckpointError(f'{filename}: {err}') from err

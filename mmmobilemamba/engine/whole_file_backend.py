@@ -19,8 +19,10 @@ class WholeFileBackend(LocalBackend):
                 # Else a power failure may leave the new name with no content.
                 os.fsync(file.fileno())
             part.replace(filepath)
-        except OSError:
+        except OSError as error:
             part.unlink(missing_ok=True)
+            # A write that fails on a full disk names no file.
+            error.filename = str(filepath)
             raise
 
 

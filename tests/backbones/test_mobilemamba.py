@@ -167,29 +167,3 @@ def test_copies_and_pickles():
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         twin.load_state_dict(model.state_dict())
         torch.testing.assert_close(twin(x), model(x))
-
-
-@pytest.mark.parametrize('options, message', [
-    (dict(arch='b7'), "arch='b7' is unknown; allowed are t2, t4, s6, b1, b2, b4"),
-    (dict(arch=3), 'arch must be a name or a dict, not int'),
-    (dict(arch=dict(widths=[16, 24, 32])), r"missing fields \['depths'\]"),
-    (dict(arch=dict(TINY, width=3)), r"unknown fields \['width'\]"),
-    (dict(arch=dict(TINY, depths=[1, 1])), 'depths=.*three integers of at least 1'),
-    (dict(arch=dict(TINY, widths=[20, 24, 32])), 'widths=.*the first a multiple of 8'),
-    (dict(arch=dict(TINY, kernel_sizes=[3, 4, 3])), 'kernel_sizes=.*three odd integers'),
-    (dict(arch=dict(TINY, d_state=0)), 'd_state=0.*above 0'),
-    (dict(arch=dict(TINY, wavelet='nope')), "wavelet='nope'"),
-    (dict(out_indices=()), r'out_indices=\(\)'),
-    (dict(out_indices=(1, 4)), r'out_indices=\(1, 4\).*0 \(stem\), 1, 2, 3'),
-    (dict(out_indices=(2, 1)), 'increasing'),
-    (dict(out_indices=(1, 1)), 'increasing'),
-    (dict(out_indices=3), 'out_indices=3'),
-    (dict(frozen_stages=4), r'frozen_stages=4.*-1 \(none\)'),
-    (dict(frozen_stages=3, out_indices=(1, 2)), r'max\(out_indices\)=2: lower it'),
-    (dict(in_channels=0), 'in_channels=0'),
-    (dict(drop_path_rate=1.0), r'drop_path_rate=1.0.*\[0, 1\)'),
-    (dict(scan_backend='cuda'), "'cuda'.*Allowed are.*'torch', 'reference'"),
-])
-def test_refusals(options, message):
-    with pytest.raises(ValueError, match=message):
-        MobileMamba(**{'arch': TINY, **options})

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
-from PIL import Image
 
 from mmmobilemamba.datasets import check_data_exists, coco_layout, retarget
 from mmmobilemamba.datasets.data_root import make_palette
@@ -148,40 +147,6 @@ class TestDetection:
         with pytest.raises(UserError, match='lacks annotations/instances_train2017.json'):
             retarget(det_config(), coco_root)
 
-    @pytest.mark.parametrize(
-        'change, message',
-        [
-            (lambda c: c.pop('images'), 'is not a COCO annotation file'),
-            (lambda c: c['images'].clear(), "'images' of .* is empty"),
-            (lambda c: c['annotations'].clear(), "'annotations' of .* is empty"),
-            (lambda c: c['categories'].clear(), "'categories' of .* is empty"),
-            (lambda c: c['images'][1].update(id=0), 'same id more than once: 0'),
-            (lambda c: c['annotations'][3].update(id=1), 'same id more than once: 1'),
-            (lambda c: c['categories'][1].update(id=1), 'same id more than once: 1'),
-            (lambda c: c['categories'][1].update(name='square'), 'same name more than once: square'),
-            (lambda c: c['images'][2].pop('width'), "have no 'width' \\(positions 2\\)"),
-            (lambda c: c['images'][0].update(height=0), '"width" or "height" that is not'),
-            (lambda c: c['annotations'][0].pop('area'), "have no 'area' \\(positions 0\\)"),
-            (lambda c: c['annotations'][0].update(category_id=7), "'categories' does not list: 7"),
-            (lambda c: c['annotations'][0].update(image_id=70), "'images' does not list: 70"),
-            (lambda c: c['annotations'][4].update(bbox=[1, 2, 3]), 'four finite numbers .*ids 5'),
-            (lambda c: c['annotations'][4].update(bbox=[1, 2, 'a', 4]), 'four finite numbers'),
-            (lambda c: c['annotations'][4].update(area=float('nan')), 'four finite numbers'),
-            (lambda c: [a.update(bbox=[0.1, 0.1, 0.5, 0.5]) for a in c['annotations']], 'in pixels'),
-            (lambda c: [a.update(area=0) for a in c['annotations']], 'positive "area"'),
-            (lambda c: [i.update(width=30) for i in c['images']], 'min_size in the filter_cfg'),
-            (lambda c: c['images'][3].update(file_name='gone.jpg'), '1 of 4 .*: gone.jpg'),
-            (lambda c: c['images'][3].update(width=97), 'is 96x80 pixels.* says 97x80'),
-            (lambda c: c['categories'][1].update(name='x'), 'only in train: x; only in val: stripe'),
-            (lambda c: c['categories'].append(dict(id=3, name='x')), 'only in train: x\\)'),
-            (lambda c: c['categories'].reverse(), "position 0: 'stripe' in train, 'square' in val"),
-        ],
-    )
-    def test_annotations_that_would_go_wrong_are_refused(self, coco_root, change, message):
-        edit_json(coco_root, change)
-        with pytest.raises(UserError, match=message):
-            retarget(det_config(), coco_root)
-
     def test_category_of_val_only_is_refused(self, coco_root):
         edit_json(coco_root, lambda c: c['categories'].append(dict(id=3, name='x')), 'val')
         with pytest.raises(UserError, match='only in val: x'):
@@ -206,24 +171,6 @@ class TestDetection:
         assert '1 of 8 boxes reach beyond their image' in said[1]
         assert '4 of 5 images are used' in said[2]
 
-    @pytest.mark.parametrize('text', ['{"images": [', '', '<html>'])
-    def test_files_that_are_not_json_are_refused(self, coco_root, text):
-        (coco_root / 'annotations/instances_val2017.json').write_text(text)
-        with pytest.raises(UserError, match='val2017.json is not a JSON file'):
-            retarget(det_config(), coco_root)
-
-    def test_broken_image_is_refused(self, coco_root):
-        (coco_root / 'val2017/000001.jpg').write_bytes(b'')
-        with pytest.raises(UserError, match='1 of 2 images cannot be read as an image: .*000001.jpg'):
-            retarget(det_config(), coco_root)
-
-    def test_wrong_layout_lists_what_is_expected_and_found(self, tmp_path):
-        with pytest.raises(UserError, match='not a folder(.|\n)*train2017/'):
-            retarget(det_config(), tmp_path / 'nowhere')
-        (tmp_path / 'photos').mkdir()
-        with pytest.raises(UserError, match='lacks annotations/(.|\n)*val2017/(.|\n)*photos/'):
-            retarget(det_config(), tmp_path)
-
 
 class TestSegmentation:
     @pytest.mark.parametrize('suffix', ['.jpg', '.png'])
@@ -247,58 +194,6 @@ class TestSegmentation:
         cfg.train_dataloader = None
         assert retarget(cfg, ade_root).model.decode_head.num_classes == 3
         with pytest.raises(UserError, match='lacks images/training/'):
-            retarget(seg_config(), ade_root)
-
-    @pytest.mark.parametrize(
-        'text, message',
-        [
-            ('a\n\nb\n', r'blank lines \(2\)'),
-            ('a\nb\na\n', 'names a more than once'),
-            ('a\n', 'names 1 classes'),
-            ('\n'.join(map(str, range(255))), 'names 255 classes'),
-            ('a\nb\n', 'holds 3, but classes.txt names only 2 classes'),
-        ],
-    )
-    def test_wrong_class_lists_are_refused(self, ade_root, text, message):
-        (ade_root / 'classes.txt').write_text(text)
-        with pytest.raises(UserError, match=message):
-            retarget(seg_config(), ade_root)
-
-    def test_class_list_in_another_encoding_is_refused(self, ade_root):
-        (ade_root / 'classes.txt').write_bytes(b'a\n\xff\n')
-        with pytest.raises(UserError, match='not a text file in UTF-8'):
-            retarget(seg_config(), ade_root)
-
-    @pytest.mark.parametrize(
-        'labels, message',
-        [
-            (np.full((72, 80), 9, np.uint8), 'holds 9'),
-            (np.ones((72, 80, 3), np.uint8), 'mode RGB'),
-            (np.ones((72, 81), np.uint8), 'is 81x72 pixels, its image .*001.jpg 80x72'),
-        ],
-    )
-    def test_wrong_maps_are_refused(self, ade_root, labels, message):
-        Image.fromarray(labels).save(ade_root / 'annotations/validation/001.png')
-        with pytest.raises(UserError, match=message):
-            retarget(seg_config(), ade_root)
-
-    def test_missing_empty_and_mixed_files_are_refused(self, ade_root):
-        path = ade_root / 'annotations/training/002.png'
-        content = path.read_bytes()
-        path.write_bytes(content[:60])
-        with pytest.raises(UserError, match='002.png cannot be read'):
-            retarget(seg_config(), ade_root)
-        path.unlink()
-        with pytest.raises(UserError, match='1 of 4 images .* no label map .*: 002.png'):
-            retarget(seg_config(), ade_root)
-        path.write_bytes(content)
-        image = ade_root / 'images/training/003.jpg'
-        image.rename(image.with_suffix('.png'))
-        with pytest.raises(UserError, match='end in .jpg, .png'):
-            retarget(seg_config(), ade_root)
-        for image in (ade_root / 'images/training').iterdir():
-            image.unlink()
-        with pytest.raises(UserError, match='holds no image'):
             retarget(seg_config(), ade_root)
 
 

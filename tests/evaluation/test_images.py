@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmmobilemamba.evaluation.images import ImageError, find_images, read_image
+from mmmobilemamba.evaluation.images import find_images, read_image
 
 
 @pytest.mark.parametrize('mode', ['L', 'P', 'RGB', 'RGBA', 'I;16'])
@@ -18,17 +18,6 @@ def test_every_mode_becomes_8_bit_colour(tmp_path, mode):
     image = read_image(tmp_path / 'x.png')
     assert image.shape == (6, 8, 3) and image.dtype == np.uint8
     np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, axis=2))
-
-
-def test_bad_files_are_named(tmp_path):
-    whole = tmp_path / 'whole.jpg'
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(whole)
-    (tmp_path / 'short.jpg').write_bytes(whole.read_bytes()[:-500])
-    (tmp_path / 'empty.jpg').touch()
-    (tmp_path / 'text.jpg').write_text('hello')
-    for name, reason in dict(short='truncated', empty='empty', text='identify', gone='No such file').items():
-        with pytest.raises(ImageError, match=rf'{name}\.jpg: .*{reason}'):
-            read_image(tmp_path / f'{name}.jpg')
 
 
 def test_names_are_unique_and_dead_inputs_are_told(tmp_path):
