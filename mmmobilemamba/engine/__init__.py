@@ -15,6 +15,7 @@ from .config import (
 )
 from .cpu_amp_optim_wrapper import CPUAmpOptimWrapper
 from .deploy_hook import DeployHook
+from .finite_loss_hook import FiniteLossHook
 from .launch import build_runner, init_processes
 from .safeguards import add_safeguards
 from .seed_hook import SeedHook
@@ -25,6 +26,7 @@ from .whole_file_backend import WholeFileBackend
 __all__ = [
     'CPUAmpOptimWrapper',
     'DeployHook',
+    'FiniteLossHook',
     'SeedHook',
     'StrictLoadHook',
     'WholeFileBackend',

@@ -3,11 +3,14 @@
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-HOOKS = ('SeedHook',)
+HOOKS = ('SeedHook', 'FiniteLossHook')
 
 
 def add_safeguards(cfg: Config) -> None:
-    """Let a run survive interruptions: see :class:`SeedHook` and :class:`WholeFileBackend`."""
+    """Let a run survive interruptions, and stop before its weights are spoilt.
+
+    See :class:`SeedHook`, :class:`WholeFileBackend` and :class:`FiniteLossHook`.
+    """
     hooks = [h for h in cfg.get('custom_hooks') or [] if h.get('type') not in HOOKS]
     cfg.custom_hooks = [*hooks, *(dict(type=name) for name in HOOKS)]
     cfg.train_dataloader.persistent_workers = False

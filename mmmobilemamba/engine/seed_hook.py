@@ -32,7 +32,7 @@ class SeedHook(Hook):
     def before_train(self, runner: Runner) -> None:
         loader = runner.train_dataloader
         if getattr(loader.worker_init_fn, 'func', None) is worker_init_fn:
-            # It gives the workers the same numbers in each epoch; PyTorch's own seeds are drawn by this process.
+            # It gives workers the same numbers in each epoch; PyTorch's own seeds are drawn from ours.
             loader.worker_init_fn = None
 
     def before_train_epoch(self, runner: Runner) -> None:
