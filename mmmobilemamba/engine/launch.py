@@ -52,9 +52,10 @@ def _init_cpu_processes(cfg: Config, launcher: str) -> None:
             f'--launcher {launcher} needs a GPU for every process, and none was found. On a CPU, '
             'use tools/dist_train.sh (--launcher pytorch).'
         )
-    torch.distributed.init_process_group('gloo')
-    # Its threads abort the process if they are still there when Python ends.
-    atexit.register(torch.distributed.destroy_process_group)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+        # Its threads abort the process if they are still there when Python ends.
+        atexit.register(torch.distributed.destroy_process_group)
     # Without a device number, which DistributedDataParallel takes for a GPU's.
     cfg.model_wrapper_cfg = {
         'type': 'MMDistributedDataParallel',

@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -122,14 +123,71 @@ def test_segmentor_trains_and_is_tested(tmp_path, tool, seg_config, ade_root):
     assert len(list((tmp_path / 'shown/vis_data/vis_image').iterdir())) == 2
 
 
-def test_two_processes_on_a_cpu(tmp_path, det_config, coco_root):
-    data = ('--data-root', coco_root)
+def test_two_processes_on_a_cpu(tmp_path, tool, det_config, coco_root):
+    data = ('--data-root', coco_root, '--work-dir', tmp_path / 'run dir')
     place = dict(cwd=tmp_path, PORT=str(free_port()))
-    script = REPOSITORY / 'tools/dist_train.sh'
-    said = run(script, det_config, 2, *data, '--work-dir', tmp_path / 'run dir', **place)
-    assert re.search(r'Epoch\(train\) \[1\]\[1/1\]', said)
-    checkpoint = tmp_path / 'run dir/epoch_1.pth'
-    script = REPOSITORY / 'tools/dist_test.sh'
-    said = run(script, det_config, checkpoint, 2, *data, '--out', 'x.pkl', **place)
-    assert re.search(r'Epoch\(test\) \[1/1\]', said)
-    assert len(pickle.loads((tmp_path / 'x.pkl').read_bytes())) == 2
+    epochs = ('--cfg-options', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2')
+    said = run(REPOSITORY / 'tools/dist_train.sh', det_config, 2, *data, *epochs, **place)
+    assert re.search(r'Epoch\(train\) \[2\]\[1/1\]', said)
+
+    add_image(coco_root)
+    checkpoint = tmp_path / 'run dir/epoch_2.pth'
+    # So little trained, it is sure of nothing.
+    data = (*data, '--cfg-options', 'model.test_cfg.score_thr=0')
+    tool('test.py', det_config, checkpoint, *data, '--out', 'one.pkl')
+    one = pickle.loads((tmp_path / 'one.pkl').read_bytes())
+    # Half of what the detector finds becomes the truth, for a mAP that is neither 0 nor 1.
+    path = coco_root / 'annotations/instances_val2017.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'annotations': to_annotations(one)}))
+    tool('test.py', det_config, checkpoint, *data)
+    expected = json.loads(newest(tmp_path / 'run dir', '*/*.json'))
+    said = run(
+        *(REPOSITORY / 'tools/dist_test.sh', det_config, checkpoint, 2, *data, '--out', 'two.pkl'), **place
+    )
+    assert re.search(r'Epoch\(test\) \[2/2\]', said)
+    two = pickle.loads((tmp_path / 'two.pkl').read_bytes())
+    assert [p['img_id'] for p in two] == [p['img_id'] for p in one] == [0, 1, 2]
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a['pred_instances'], b['pred_instances'])
+    assert 0.01 < expected['coco/bbox_mAP'] < 0.99
+    found = json.loads(newest(tmp_path / 'run dir', '*/*.json'))
+    assert {k: v for k, v in found.items() if 'mAP' in k} == {k: v for k, v in expected.items() if 'mAP' in k}
+
+
+def add_image(coco_root: Path) -> None:
+    """A third image for validation, which two processes cannot share evenly."""
+    path = coco_root / 'annotations/instances_val2017.json'
+    content = json.loads(path.read_text())
+    shutil.copy(coco_root / 'train2017/000002.jpg', coco_root / 'val2017/000002.jpg')
+    content['images'].append(dict(content['images'][0], id=2, file_name='000002.jpg'))
+    path.write_text(json.dumps(content))
+
+
+def to_annotations(predictions: list[dict]) -> list[dict]:
+    annotations = []
+    for predicted in predictions:
+        found = predicted['pred_instances']
+        for box, label in list(zip(found['bboxes'].tolist(), found['labels'].tolist(), strict=True))[::2]:
+            x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=predicted['img_id'],
+                    category_id=label + 1,
+                    bbox=[x, y, w, h],
+                    area=w * h,
+                    iscrowd=0,
+                )
+            )
+    return annotations
+
+
+def test_two_processes_compute_the_gradients_of_one(tmp_path):
+    command = (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2)
+    place = ('--master_port', free_port(), Path(__file__).with_name('two_processes.py'), 'found.json')
+    run(*command, *place, cwd=tmp_path)
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert len(found) == 3
+    for name, (loss, loss_of_one, differences) in found.items():
+        assert loss == pytest.approx(loss_of_one, rel=1e-7), name
+        assert differences and max(differences.values()) < 1e-6, name
