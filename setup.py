@@ -7,7 +7,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-KERNEL = 'mmmobilemamba/ops/selective_scan/csrc'
+KERNEL = 'mmmobilemamba/ops/csrc'
 
 
 def read_version() -> str:

@@ -11,6 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import haar_analysis, haar_synthesis
 from .fused_conv import FusedConv2d
 
 
@@ -79,37 +80,11 @@ def idwt2d(y: Tensor, filters: Tensor) -> Tensor:
         (B, C, 2H, 2W).
     """
     if filters.shape[-1] == 2:
-        return 0.5 * haar_synthesis(y)
+        return 0.5 * haar_synthesis(y, 2 * y.shape[2], 2 * y.shape[3])
     b, c4, h, w = y.shape
     y = y.view(b, 4, c4 // 4, h, w).transpose(1, 2).flatten(1, 2)
     return F.conv_transpose2d(y, _depthwise_kernels(filters, c4 // 4), stride=2,
                               padding=filters.shape[-1] // 2 - 1, groups=c4 // 4)
-
-
-def _butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, ...]:
-    """Twice the orthonormal 4-point Hadamard transform, which is its own inverse."""
-    top, bottom, top_diff, bottom_diff = a + b, c + d, a - b, c - d
-    return top + bottom, top - bottom, top_diff + bottom_diff, top_diff - bottom_diff
-
-
-def haar_analysis(x: Tensor) -> Tensor:
-    """Twice ``dwt2d(x)`` of the Haar wavelet, by additions alone."""
-    corners = (x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1))
-    return torch.cat(_butterfly(*corners), dim=1)
-
-
-def haar_synthesis(y: Tensor) -> Tensor:
-    """Twice ``idwt2d(y)`` of the Haar wavelet, by additions alone, in the memory format of y."""
-    ll, hl, lh, hh = y.chunk(4, dim=1)
-    # This order gives top-left, bottom-left, top-right, bottom-right.
-    corners = _butterfly(ll, lh, hl, hh)
-    if y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous():
-        tl, bl, tr, br = (corner.permute(0, 2, 3, 1) for corner in corners)
-        x = torch.stack((torch.stack((tl, tr), dim=3), torch.stack((bl, br), dim=3)), dim=2)
-        return x.flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
-    tl, bl, tr, br = corners
-    x = torch.stack((torch.stack((tl, tr), dim=4), torch.stack((bl, br), dim=4)), dim=3)
-    return x.flatten(2, 3).flatten(3, 4)
 
 
 class WaveletConv(nn.Module):
@@ -144,15 +119,17 @@ class WaveletConv(nn.Module):
 
     def _level(self, x: Tensor, level: int) -> Tensor:
         channels, height, width = x.shape[1:]
-        if height % 2 or width % 2:
-            x = F.pad(x, (0, width % 2, 0, height % 2))
-        bands = haar_analysis(x) if self._is_haar else dwt2d(x, self.analysis)
+        if self._is_haar:
+            bands = haar_analysis(x)
+        else:
+            bands = dwt2d(F.pad(x, (0, width % 2, 0, height % 2)), self.analysis)
         y = self._convolve(bands, level)
         if level + 1 < len(self.convs):
             low = self._gain * self._level(self._gain * bands[:, :channels], level + 1)
             y = torch.cat((y[:, :channels] + low, y[:, channels:]), dim=1)
-        y = haar_synthesis(y) if self._is_haar else idwt2d(y, self.synthesis)
-        return y[:, :, :height, :width]
+        if self._is_haar:
+            return haar_synthesis(y, height, width)
+        return idwt2d(y, self.synthesis)[:, :, :height, :width]
 
     @property
     def _is_haar(self) -> bool:

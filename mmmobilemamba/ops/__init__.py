@@ -1,3 +1,4 @@
+from .haar import haar_analysis, haar_synthesis
 from .selective_scan import (
     available_backends,
     bidirectional_selective_scan,
@@ -9,5 +10,7 @@ __all__ = [
     'available_backends',
     'bidirectional_selective_scan',
     'check_backend',
+    'haar_analysis',
+    'haar_synthesis',
     'selective_scan',
 ]

@@ -1,16 +1,16 @@
-"""The compiled CPU kernel: ``csrc``, built by setup.py where torch and a compiler are.
+"""The compiled CPU kernel.
 
 It reads its inputs once per direction in any memory layout, keeps one state in 32 for the backward pass
 and nothing of size (b, D, L, N), and computes in float32.
 """
 
 from functools import cache
-from pathlib import Path
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from .. import native
 from . import torch_backend
 from .interface import Backend, register
 
@@ -22,17 +22,10 @@ INSTALL = (
 
 @cache
 def _missing() -> str | None:
-    libraries = sorted(Path(__file__).parents[2].glob('_native*'))
-    if not libraries:
-        return 'its kernel was not built when mmmobilemamba was installed'
-    if not hasattr(torch.library, 'register_autograd'):
-        return f'it needs torch 2.4 or later, this is {torch.__version__}'
-    try:
-        torch.ops.load_library(str(libraries[0]))
-    except OSError as err:
-        return f'its kernel was built for another torch and does not load ({err})'
-    _register_operators()
-    return None
+    reason = native.missing()
+    if reason is None:
+        _register_operators()
+    return reason
 
 
 def _limits(device_type: str, dtype: torch.dtype, states: int) -> str | None:
@@ -83,7 +76,8 @@ def _say_where_static_rows_go() -> None:
 
 
 def _per_group(x: Tensor, groups: int) -> Tensor:
-    return x.float().repeat_interleave(groups // x.shape[2], dim=2).contiguous()
+    x = x.float()
+    return (x if x.shape[2] == groups else x.repeat_interleave(groups // x.shape[2], dim=2)).contiguous()
 
 
 def _register_operators() -> None:

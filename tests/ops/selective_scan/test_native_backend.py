@@ -8,6 +8,7 @@ from scan_cases import Case, backend_or_skip, check_against_reference
 
 from mmmobilemamba.errors import UserError
 from mmmobilemamba.ops import available_backends, check_backend, selective_scan
+from mmmobilemamba.ops import native as library
 from mmmobilemamba.ops.selective_scan import interface, native_backend
 
 
@@ -122,9 +123,11 @@ def not_built(monkeypatch):
     )
     monkeypatch.setattr(interface, '_chosen', {})
     monkeypatch.setattr(interface, '_announced', set())
-    native_backend._missing.cache_clear()
+    for function in (library.missing, native_backend._missing):
+        function.cache_clear()
     yield
-    native_backend._missing.cache_clear()
+    for function in (library.missing, native_backend._missing):
+        function.cache_clear()
 
 
 def test_without_the_kernel_auto_is_torch_and_says_so(not_built, said):
