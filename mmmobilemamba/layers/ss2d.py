@@ -35,6 +35,7 @@ class SS2D(nn.Module):
         self.d_state, self.rank, self.scan_backend = d_state, rank, scan_backend
         self.in_proj = ConvBN(channels, 2 * inner, norm_cfg=norm_cfg)
         self.gate_proj: FusedConv2d | None = None
+        self.scan_weights: nn.ParameterList | None = None
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
         bound = inner ** -0.5  # what nn.Linear(inner, rank + 2 * d_state) starts from
         self.x_proj_weight = nn.Parameter(
@@ -65,20 +66,31 @@ class SS2D(nn.Module):
     def _scan(self, x: Tensor) -> Tensor:
         """(B, D, H, W) → (B, D, L): Δ, B and C from the pixels themselves, then the scan."""
         inner = x.shape[1]
-        # Projections are per pixel, so they need no flipping: both directions in one 1x1 convolution,
-        # and Δ of both in a second one, whose weight is block-diagonal.
-        to_dt, to_B_and_C = self.x_proj_weight.split((self.rank, 2 * self.d_state), dim=1)
-        proj = pointwise(x, torch.cat((to_dt.flatten(0, 1), to_B_and_C.flatten(0, 1)))[..., None, None])
+        to_scan, to_delta, A, D, delta_bias = self.scan_weights or self._scan_weights()
+        proj = pointwise(x, to_scan)
         dt, B_and_C = proj.split((2 * self.rank, 4 * self.d_state), dim=1)
-        delta = pointwise(dt, torch.block_diag(*self.dt_proj_weight)[..., None, None])
+        delta = pointwise(dt, to_delta)
         B, C = B_and_C.flatten(2).unflatten(1, (2, 2, self.d_state)).unbind(2)
         return bidirectional_selective_scan(
-            x.flatten(2), delta.flatten(2).unflatten(1, (2, inner)), -self.A_log.float().exp(), B, C,
-            self.D.float(), delta_bias=self.dt_proj_bias.float().flatten(), delta_softplus=True,
-            backend=self.scan_backend)
+            x.flatten(2), delta.flatten(2).unflatten(1, (2, inner)), A.float(), B, C, D.float(),
+            delta_bias=delta_bias.float(), delta_softplus=True, backend=self.scan_backend)
+
+    def _scan_weights(self) -> tuple[Tensor, ...]:
+        """1x1 kernels that make Δ's low-rank form, B and C, then Δ; A, D and the bias of Δ.
+
+        Projections are per pixel, so they need no flipping: both directions in one 1x1 convolution,
+        and Δ of both in a second one, whose weight is block-diagonal.
+        """
+        to_dt, to_B_and_C = self.x_proj_weight.split((self.rank, 2 * self.d_state), dim=1)
+        return (torch.cat((to_dt.flatten(0, 1), to_B_and_C.flatten(0, 1)))[..., None, None],
+                torch.block_diag(*self.dt_proj_weight)[..., None, None],
+                -self.A_log.float().exp(), self.D, self.dt_proj_bias.flatten())
 
     def fuse(self) -> 'SS2D':
-        """Let the convolutions take in the SiLUs, which calls for two input projections."""
+        """Let the convolutions take in the SiLUs, which calls for two input projections, and keep what
+        the scan is given instead of the parameters that it comes from."""
         self.in_proj, self.gate_proj = self.in_proj.chunk('none', 'swish')
         self.conv = FusedConv2d(self.conv, 'swish')
+        self.scan_weights = nn.ParameterList(w.detach() for w in self._scan_weights())
+        del self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, self.A_log, self.D
         return self
