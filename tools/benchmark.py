@@ -40,13 +40,14 @@ A model is one of
   'mmdet.NAME(argument=…)'     any backbone of the registries of mmdet, mmseg and mmpretrain
   timm:NAME                    a model of timm without its classifier
 each of them with +deploy behind it: folded for inference, MobileMamba by its switch_to_deploy(), others by
-their own or mmcv's fuse_conv_bn(). 'TITLE=model' gives it a shorter name.
+their own or mmcv's fuse_conv_bn(). +compile, alone or after that, runs inference through torch.compile, with
+the weights as constants; compiling takes up to a minute for each size. 'TITLE=model' gives a shorter name.
 
 What the numbers mean
   FLOPs     multiply-adds of convolutions and matrix products per image. The scan, 9·L·D·N + L·D for each
             direction, is counted apart; batch norms, one per element, are in the CSV and JSON alone.
             Publications on MobileMamba add up all three.
-  latency   median and quartiles of the rounds, for a whole batch.
+  latency   median and quartiles of the rounds, for a whole batch; each run follows an untimed one of its own.
   share     FLOPs over latency, over the rate of a square matrix product of the same data type, measured in
             the same rounds.
   memory    GPU: what PyTorch allocates, weights included. CPU (Linux): by how much the resident memory of a

@@ -1,5 +1,6 @@
 """The models of a benchmark, as a command line names them."""
 
+import copy
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,8 +20,9 @@ from ..engine import load_config
 from ..errors import UserError
 from ..evaluation.backbone_spec import build_backbone, short_name
 from ..evaluation.load import load_model
+from .timing import Run, inference
 
-FOLDED = '+deploy'
+FOLDED, COMPILED = '+deploy', '+compile'
 
 # Side of the square images that the authors classify, and top-1 accuracy (%) on ImageNet-1K of their plain
 # training: published, not measured here. B1, B2 and B4 are one network.
@@ -37,26 +39,28 @@ class Candidate:
         name: its heading in tables.
         spec: what it is built from; see :meth:`parse`.
         folded: whether it is folded for deployment.
+        compiled: whether its inference is compiled by torch.compile.
     """
 
     name: str
     spec: str
     folded: bool = False
+    compiled: bool = False
 
     @classmethod
     def parse(cls, text: str, deploy: bool = False) -> 'Candidate':
-        """Read 'b1', 'config.py,checkpoint.pth', 'timm:NAME', 'mmdet.NAME(…)', '…+deploy' or 'title=…'.
+        """Read 'b1', 'config.py,checkpoint.pth', 'timm:NAME', 'mmdet.NAME(…)', '…+deploy+compile' or 'title=…'.
 
         Args:
             text: what to build, without building it yet.
             deploy: fold it, also where the text does not say so.
         """
-        title, spec = re.fullmatch(r'(?:([\w .-]+)=)?(.*)', text.strip()).groups()
-        folded = spec.endswith(FOLDED)
-        spec = spec.removesuffix(FOLDED)
+        form = r'(?:([\w .-]+)=)?(.*?)((?:\+deploy|\+compile)*)'
+        title, spec, ways = re.fullmatch(form, text.strip()).groups()
+        folded, compiled = deploy or FOLDED in ways, COMPILED in ways
         if title is None:
-            title = short_name(spec) + (FOLDED if folded or deploy else '')
-        return cls(title, spec, folded or deploy)
+            title = short_name(spec) + folded * FOLDED + compiled * COMPILED
+        return cls(title, spec, folded, compiled)
 
     @property
     def is_whole(self) -> bool:
@@ -123,6 +127,14 @@ class Workload:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self.batch, 3, self.height, self.width, generator=generator)
         return model.to(device, self.dtype, **layout), images.to(device, self.dtype, **layout)
+
+    def runner(self, model: nn.Module, device: torch.device | str) -> Run:
+        """Its forward pass, in a copy of the model that is compiled where the candidate is."""
+        module, images = self.prepare(copy.deepcopy(model), device)
+        if self.candidate.compiled:
+            # Without gradients, weights are constants that the compiler may bring into a layout of its own.
+            module.compile(options=dict(freezing=True))
+        return inference(module, images)
 
 
 class Network(nn.Module):

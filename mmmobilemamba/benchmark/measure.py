@@ -15,7 +15,7 @@ from .candidates import Candidate, Workload
 from .complexity import Complexity, measure_complexity
 from .memory import peak_memory
 from .results import Result
-from .timing import Run, Timing, inference, interleave, matmul, matmul_size, stopwatch, training_step
+from .timing import Run, Timing, interleave, matmul, matmul_size, stopwatch, training_step
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 MATMUL = 'matmul'
@@ -111,8 +111,7 @@ def _time(
     """Times of a matrix product, and of the inference and the training step of every workload."""
     runs: dict[Any, Run] = {MATMUL: product}
     for workload in case:
-        model = models[workload.candidate]
-        runs[workload, 'inference'] = inference(*workload.prepare(copy.deepcopy(model), settings.device))
+        runs[workload, 'inference'] = workload.runner(models[workload.candidate], settings.device)
         if settings.train and not workload.candidate.folded:
             runs[workload, 'training'] = _training_step(workload, models, settings)
     rounds = progress(range(settings.warmup + settings.repeats), label)

@@ -56,6 +56,8 @@ def interleave(
 ) -> dict[Key, Timing]:
     """Time every run once a round, so that a busy moment of the machine slows all of them.
 
+    Each runs once more before it is timed, as the run of another leaves the caches full of its own.
+
     Args:
         runs: what to time, by name.
         measure: gives the seconds that a run takes, e.g. :func:`stopwatch`.
@@ -65,6 +67,7 @@ def interleave(
     seconds: dict[Key, list[float]] = {key: [] for key in runs}
     for i in rounds:
         for key, run in runs.items():
+            run()
             elapsed = measure(run)
             if i >= warmup:
                 seconds[key].append(elapsed)

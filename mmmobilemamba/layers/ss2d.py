@@ -91,6 +91,7 @@ class SS2D(nn.Module):
         the scan is given instead of the parameters that it comes from."""
         self.in_proj, self.gate_proj = self.in_proj.chunk('none', 'swish')
         self.conv = FusedConv2d(self.conv, 'swish')
-        self.scan_weights = nn.ParameterList(w.detach() for w in self._scan_weights())
+        self.scan_weights = nn.ParameterList(
+            w.detach().to(self.D.dtype) for w in self._scan_weights())
         del self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, self.A_log, self.D
         return self

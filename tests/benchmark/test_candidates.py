@@ -29,6 +29,22 @@ def test_parse(text, name, spec, folded):
     assert Candidate.parse(text) == Candidate(name, spec, folded)
 
 
+@pytest.mark.parametrize(
+    ('text', 'name', 'folded'),
+    [('b1+deploy+compile', 'b1+deploy+compile', True), ('x=b1+compile', 'x', False)],
+)
+def test_parse_compile(text, name, folded):
+    assert Candidate.parse(text) == Candidate(name, 'b1', folded, compiled=True)
+
+
+def test_only_what_is_to_be_compiled_is(monkeypatch):
+    calls = []
+    monkeypatch.setattr(nn.Module, 'compile', lambda self, **options: calls.append(options))
+    for text in ('t2', 't2+compile'):
+        Workload(Candidate.parse(text), 64, 64).runner(nn.Conv2d(3, 4, 1), 'cpu')()
+    assert calls == [dict(options=dict(freezing=True))]
+
+
 def test_deploy_folds_all():
     assert Candidate.parse('b1', deploy=True) == Candidate.parse('b1+deploy', deploy=True)
     assert Candidate.parse('b1', deploy=True).name == 'b1+deploy'

@@ -38,7 +38,7 @@ def test_quartiles():
     assert Timing.of([7.0]) == Timing(7.0, 7.0, 7.0)
 
 
-def test_rounds_are_interleaved_and_warmup_does_not_count(monkeypatch):
+def test_rounds_are_interleaved_and_what_warms_up_does_not_count(monkeypatch):
     clock = Clock(monkeypatch)
     order = []
 
@@ -46,11 +46,11 @@ def test_rounds_are_interleaved_and_warmup_does_not_count(monkeypatch):
         return lambda: (order.append(name), run())
 
     runs = dict(
-        a=noted('a', clock.run(50, 1, 2, 3)),
-        b=noted('b', clock.run(90, 10, 30, 20)),
+        a=noted('a', clock.run(70, 50, 70, 1, 70, 2, 70, 3)),
+        b=noted('b', clock.run(70, 90, 70, 10, 70, 30, 70, 20)),
     )
     timings = interleave(runs, stopwatch(CPU), range(4), warmup=1)
-    assert order == ['a', 'b'] * 4
+    assert order == ['a', 'a', 'b', 'b'] * 4
     assert timings == dict(a=Timing(2, 1.5, 2.5), b=Timing(20, 15, 25))
 
 
