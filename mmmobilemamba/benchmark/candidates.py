@@ -49,7 +49,7 @@ class Candidate:
 
     @classmethod
     def parse(cls, text: str, deploy: bool = False) -> 'Candidate':
-        """Read 'b1', 'config.py,checkpoint.pth', 'timm:NAME', 'mmdet.NAME(…)', '…+deploy+compile' or 'title=…'.
+        """Read 'b1', 'config.py,checkpoint.pth', 'timm:NAME', 'mmdet.NAME(…)', '…+deploy+compile', 'title=…'.
 
         Args:
             text: what to build, without building it yet.
