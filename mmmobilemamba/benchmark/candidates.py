@@ -12,6 +12,7 @@ from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
+from torch._inductor import config as inductor_config
 
 from ..arch import ARCHS
 from ..backbones import MobileMamba
@@ -131,10 +132,13 @@ class Workload:
     def runner(self, model: nn.Module, device: torch.device | str) -> Run:
         """Its forward pass, in a copy of the model that is compiled where the candidate is."""
         module, images = self.prepare(copy.deepcopy(model), device)
+        run = inference(module, images)
         if self.candidate.compiled:
+            module.compile()
             # Without gradients, weights are constants that the compiler may bring into a layout of its own.
-            module.compile(options=dict(freezing=True))
-        return inference(module, images)
+            with inductor_config.patch(freezing=True):
+                run()
+        return run
 
 
 class Network(nn.Module):
