@@ -1,6 +1,7 @@
 """One process or several, on GPUs or on a CPU."""
 
 import atexit
+import gc
 import os
 from typing import Any
 
@@ -54,8 +55,7 @@ def _init_cpu_processes(cfg: Config, launcher: str) -> None:
         )
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
-        # Its threads abort the process if they are still there when Python ends.
-        atexit.register(torch.distributed.destroy_process_group)
+        atexit.register(_end_cpu_processes)
     # Without a device number, which DistributedDataParallel takes for a GPU's.
     cfg.model_wrapper_cfg = {
         'type': 'MMDistributedDataParallel',
@@ -66,6 +66,13 @@ def _init_cpu_processes(cfg: Config, launcher: str) -> None:
     }
     if replaced := _replace_sync_bn(cfg.model):
         print_log(f'SyncBN does not work on a CPU: {replaced} norm_cfg became BN', logger='current')
+
+
+def _end_cpu_processes() -> None:
+    """Stop gloo's threads, which abort the process if they are still there when Python ends."""
+    # A model that DistributedDataParallel wrapped is held by reference cycles, and keeps them.
+    gc.collect()
+    torch.distributed.destroy_process_group()
 
 
 def _replace_sync_bn(node: Any) -> int:

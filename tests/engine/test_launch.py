@@ -57,7 +57,7 @@ def test_cpu_processes_use_gloo_and_plain_batch_norm(monkeypatch):
         )
     )
     engine.init_processes(cfg, 'pytorch')
-    assert started == ['gloo', torch.distributed.destroy_process_group]
+    assert started == ['gloo', engine.launch._end_cpu_processes]
     assert cfg.model_wrapper_cfg == dict(
         type='MMDistributedDataParallel',
         device_ids=None,
