@@ -12,7 +12,6 @@ from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
-from torch._inductor import config as inductor_config
 
 from ..arch import ARCHS
 from ..backbones import MobileMamba
@@ -134,6 +133,9 @@ class Workload:
         module, images = self.prepare(copy.deepcopy(model), device)
         run = inference(module, images)
         if self.candidate.compiled:
+            # Importing the compiler takes seconds.
+            from torch._inductor import config as inductor_config
+
             module.compile()
             # Without gradients, weights are constants that the compiler may bring into a layout of its own.
             with inductor_config.patch(freezing=True):
