@@ -26,8 +26,8 @@ def parse_args():
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='automatic mixed precision: float16 on a GPU (--cfg-options optim_wrapper.dtype=bfloat16 '
-        'for bfloat16), bfloat16 on a CPU',
+        help='automatic mixed precision: float16 on a GPU, bfloat16 on a CPU; the other one by '
+        '--cfg-options optim_wrapper.dtype=bfloat16 or float16',
     )
     parser.add_argument(
         '--auto-scale-lr',

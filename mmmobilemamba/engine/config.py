@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from ..datasets.layout import shorten
 from ..errors import UserError
 from .channels import check_channels, set_arch
+from .cpu_amp_optim_wrapper import DTYPES as CPU_AMP_DTYPES
 
 WRITTEN_FOR_TRIAL = 2**20  # bytes
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -94,7 +95,7 @@ def check_writable(folder: str | Path, option: str) -> None:
 
 
 def enable_amp(cfg: Config) -> None:
-    """Train with automatic mixed precision: of bfloat16 on a CPU, elsewhere as mmengine has it.
+    """Train with automatic mixed precision: on a CPU by default of bfloat16, elsewhere as mmengine has it.
 
     Raises:
         UserError: If the device or the data type is not made for it, or the config has an optimizer
@@ -112,13 +113,17 @@ def enable_amp(cfg: Config) -> None:
     if device != 'cpu':
         options.setdefault('loss_scale', 'dynamic')
         return
-    if options.setdefault('dtype', 'bfloat16') != 'bfloat16':
+    if options.setdefault('dtype', 'bfloat16') not in CPU_AMP_DTYPES:
         raise UserError(
-            f'optim_wrapper.dtype is {options.dtype}, but --amp on a CPU computes in bfloat16: leave it out.'
+            f'optim_wrapper.dtype is {options.dtype}, but --amp on a CPU computes in '
+            f'{" or ".join(CPU_AMP_DTYPES)}.'
         )
     for scaling in ('loss_scale', 'use_fsdp'):
         options.pop(scaling, None)
-    print_log('--amp on a CPU: bfloat16, without loss scaling', logger='current')
+    how = 'without loss scaling'
+    if options.dtype == 'float16':
+        how = "with dynamic loss scaling; it tries out a GPU's arithmetic and saves no time here"
+    print_log(f'--amp on a CPU: {options.dtype}, {how}', logger='current')
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:

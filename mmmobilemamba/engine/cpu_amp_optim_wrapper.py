@@ -4,33 +4,49 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+DTYPES = ('bfloat16', 'float16')
+
 
 @OPTIM_WRAPPERS.register_module()
-class CPUAmpOptimWrapper(OptimWrapper):
+class CPUAmpOptimWrapper(AmpOptimWrapper):
     """What mmengine's ``AmpOptimWrapper``, which asks for an accelerator, is on a GPU.
 
-    There is no loss scaling: bfloat16 has the exponents of float32.
-
     Args:
-        dtype: Data type of the autocast: 'bfloat16', which is the only one that mmengine's autocast
-            takes on a CPU.
+        dtype: Data type of the autocast: 'bfloat16', or 'float16', which scales the loss as on a GPU
+            and is slower than float32 on most CPUs: it serves to try out what a GPU will compute.
         **kwargs: Arguments of ``OptimWrapper``.
 
     Raises:
-        ValueError: If ``dtype`` is another one.
+        ValueError: If ``dtype`` is another one, or PyTorch cannot scale losses on a CPU.
     """
 
     def __init__(self, dtype: str | torch.dtype = 'bfloat16', **kwargs: Any) -> None:
-        if dtype not in ('bfloat16', torch.bfloat16):
-            raise ValueError(f'dtype is {dtype!r}; mixed precision on a CPU is of bfloat16')
-        super().__init__(**kwargs)
+        name = str(dtype).removeprefix('torch.')
+        if name not in DTYPES:
+            raise ValueError(f'dtype is {dtype!r}; mixed precision on a CPU is of {" or ".join(DTYPES)}')
+        if name == 'float16' and not hasattr(torch.amp, 'GradScaler'):
+            raise ValueError(
+                f'float16 on a CPU needs torch 2.3 or later, this is {torch.__version__}; use bfloat16'
+            )
+        # Past AmpOptimWrapper's own constructor, which refuses CPUs.
+        OptimWrapper.__init__(self, **kwargs)
+        self.cast_dtype = getattr(torch, name)
+        self._scale_update_param = None
+        self.loss_scaler = _grad_scaler(enabled=name == 'float16')
 
     @contextmanager
     def optim_context(self, model: nn.Module):
         """Run the forward pass of a training step under autocast."""
-        with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
+        with OptimWrapper.optim_context(self, model), torch.autocast('cpu', dtype=self.cast_dtype):
             yield
+
+
+def _grad_scaler(enabled: bool):
+    """A scaler of losses for the CPU; bfloat16 has the exponents of float32 and needs none."""
+    if hasattr(torch.amp, 'GradScaler'):
+        return torch.amp.GradScaler('cpu', enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=False)

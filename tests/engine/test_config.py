@@ -69,14 +69,17 @@ class TestTrainingOptions:
         with pytest.raises(UserError, match='the config has a ApexOptimWrapper'):
             engine.enable_amp(cfg)
 
-    def test_amp_on_a_cpu_is_of_bfloat16(self, monkeypatch):
+    def test_amp_on_a_cpu_is_of_bfloat16_or_float16(self, monkeypatch):
         monkeypatch.setattr(config_module, 'get_device', lambda: 'cpu')
         cfg = simple_config()
         cfg.optim_wrapper = dict(type='AmpOptimWrapper', loss_scale=512.0)
         engine.enable_amp(cfg)
         assert cfg.optim_wrapper == dict(type='CPUAmpOptimWrapper', dtype='bfloat16')
         cfg.optim_wrapper.dtype = 'float16'
-        with pytest.raises(UserError, match='dtype is float16, but --amp on a CPU computes in bfloat16'):
+        engine.enable_amp(cfg)
+        assert cfg.optim_wrapper == dict(type='CPUAmpOptimWrapper', dtype='float16')
+        cfg.optim_wrapper.dtype = 'float64'
+        with pytest.raises(UserError, match='float64, but --amp on a CPU computes in bfloat16 or float16'):
             engine.enable_amp(cfg)
 
     def test_amp_is_refused_where_there_is_none(self, monkeypatch):

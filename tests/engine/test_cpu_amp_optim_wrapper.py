@@ -26,6 +26,28 @@ def test_forward_in_bfloat16_and_step_in_float32():
     assert model(x).dtype == torch.float32
 
 
+def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow():
+    model = nn.Linear(4, 3)
+    nn.init.zeros_(model.weight)
+    wrapper = build(model, dtype='float16')
+    before = model.weight.detach().clone()
+    x = torch.randn(2, 4)
+    with wrapper.optim_context(model):
+        y = model(x)
+    assert y.dtype == torch.float16
+    # Unscaled, this gradient is below the smallest number of float16.
+    wrapper.update_params((y * 2.0**-6).float().sum() * 2.0**-20)
+    step = (model.weight.detach() - before) * -(2.0**26)
+    torch.testing.assert_close(step, 0.1 * x.sum(0).expand(3, 4), rtol=0.2, atol=0.3)
+    after, scale = model.weight.detach().clone(), wrapper.loss_scaler.get_scale()
+    with wrapper.optim_context(model):
+        y = model(x)
+    wrapper.update_params(y.float().sum() * 1e30)
+    assert torch.equal(model.weight, after)
+    assert wrapper.loss_scaler.get_scale() == scale / 2
+    assert wrapper.state_dict()['loss_scaler']['scale'] == scale / 2
+
+
 def test_other_types_are_refused():
-    with pytest.raises(ValueError, match="dtype is 'float16'; mixed precision on a CPU is of bfloat16"):
-        build(nn.Linear(1, 1), dtype='float16')
+    with pytest.raises(ValueError, match="dtype is 'float64'; mixed precision on a CPU is of bfloat16 or"):
+        build(nn.Linear(1, 1), dtype='float64')
