@@ -209,6 +209,32 @@ def test_extreme_steps_without_softplus(any_backend, delta):
         assert_near(grad, expected_grads[name], 1e-5, f'gradient of {name}')
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('delta', [-6e4, -100.0, 0.0, 20.0, 6e4])
+@pytest.mark.parametrize('directions', [1, 2])
+def test_extreme_steps_in_half_precision(any_backend, dtype, delta, directions):
+    """Steps to the end of float16; u is small enough that the exact results fit into it."""
+    case = Case(channels=33, length=70, states=2, directions=directions, dtype=dtype)
+    tensors = case.tensors()
+    with torch.no_grad():
+        tensors[0].mul_(1e-2)
+        tensors[3].mul_(1e-2)
+        tensors[1].fill_(delta)
+        tensors[2].fill_(-1)
+        tensors[6].zero_()
+    y = case.run(tensors, any_backend)
+    grads = torch.autograd.grad(y.float().mean(), tensors)
+    expected_inputs = doubles(tensors)
+    expected = case.run(expected_inputs, 'reference')
+    expected_grads = torch.autograd.grad(expected.mean(), expected_inputs)
+    assert_near(y, expected, TOLERANCE[dtype], 'output')
+    for name, grad, exact in zip(NAMES, grads, expected_grads, strict=True):
+        assert grad.isfinite().all(), name
+        # Beside the rounding, what float16 cannot tell from zero.
+        error = (grad.double() - exact).abs().max()
+        assert error <= 2 * TOLERANCE[dtype] * exact.abs().max() + 1e-7, name
+
+
 @pytest.mark.parametrize('broken', [0, 1])
 def test_nan_is_not_hidden(any_backend, broken):
     """A nan in u or delta reaches every later position of its channel, and no other channel."""
