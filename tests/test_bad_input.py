@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DET_CONFIG, REPOSITORY, make_ade, make_coco, write_config
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
+from tiny import DET_CONFIG, REPOSITORY, make_ade, make_coco, write_config
 
 from mmmobilemamba import MobileMamba, engine
 from mmmobilemamba.checkpoint import load_pretrained
