@@ -2,7 +2,6 @@
 _base_ = ['../pspnet_mobilemamba.py', './_base_/demo.py']
 
 model = dict(
-    data_preprocessor=dict(size=_base_.demo_size),
     backbone=dict(arch='t2'),
     decode_head=dict(in_channels=368),
     auxiliary_head=dict(in_channels=272),

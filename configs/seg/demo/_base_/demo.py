@@ -1,8 +1,10 @@
-# Settings of the demos: pictures of 160 pixels, from random weights, in minutes on two cores.
-demo_size = (160, 160)
+# Settings of the demos: from random weights, in minutes on two cores. The pictures of 160 pixels are
+# enlarged, or the strokes of a digit would be narrower than a cell of the last stage, 64 pixels.
+demo_scale = (640, 640)
+demo_crop = (512, 512)
 demo_iters = 600
 demo_lr = 1e-3
-demo_train_cfg = dict(max_iters=demo_iters, val_interval=demo_iters // 2)
+demo_train_cfg = dict(max_iters=demo_iters, val_interval=demo_iters)
 demo_param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=50),
     dict(
@@ -19,16 +21,16 @@ demo_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=demo_iters 
 demo_train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=demo_size, ratio_range=(0.75, 1.5), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=demo_size, cat_max_ratio=0.95),
+    dict(type='RandomResize', scale=demo_scale, ratio_range=(0.75, 1.25), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=demo_crop, cat_max_ratio=0.95),
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
 demo_test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=demo_size, keep_ratio=True),
+    dict(type='Resize', scale=demo_scale, keep_ratio=True),
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='PackSegInputs'),
 ]
-demo_train_dataloader = dict(batch_size=8, num_workers=2, dataset=dict(pipeline=demo_train_pipeline))
-demo_test_dataloader = dict(dataset=dict(pipeline=demo_test_pipeline))
+demo_train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=demo_train_pipeline))
+demo_test_dataloader = dict(num_workers=1, dataset=dict(pipeline=demo_test_pipeline))
