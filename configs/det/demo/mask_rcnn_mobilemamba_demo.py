@@ -5,6 +5,9 @@ model = dict(
     # Frozen statistics are for backbones that start from trained weights.
     backbone=dict(arch='t2', norm_eval=False),
     neck=dict(in_channels=[144, 272, 368]),
+    # Enough for 5 to 9 digits a picture, and a step takes seconds on a CPU.
+    train_cfg=dict(rpn_proposal=dict(max_per_img=200), rcnn=dict(sampler=dict(num=32))),
+    test_cfg=dict(rpn=dict(max_per_img=200), rcnn=dict(max_per_img=30)),
 )
 
 # No flips: mirrored digits are not digits.
@@ -17,10 +20,16 @@ test_pipeline = [
     dict(t, scale=_base_.demo_scale) if t['type'] == 'Resize' else t for t in _base_.test_pipeline
 ]
 train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(batch_size=8, dataset=dict(pipeline=test_pipeline))
+val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 train_cfg = _base_.demo_train_cfg
-optim_wrapper = dict(optimizer=dict(lr=_base_.demo_lr))
+# Without normalisation, neck and heads diverge at the rate of a backbone that starts from random weights.
+optim_wrapper = dict(
+    optimizer=dict(lr=_base_.demo_lr),
+    paramwise_cfg=dict(
+        custom_keys=dict(neck=dict(lr_mult=0.1), rpn_head=dict(lr_mult=0.1), roi_head=dict(lr_mult=0.1))
+    ),
+)
 param_scheduler = _base_.demo_param_scheduler
 default_hooks = _base_.demo_hooks
