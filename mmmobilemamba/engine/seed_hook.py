@@ -20,8 +20,9 @@ class SeedHook(Hook):
     again. There are two streams here. That of the model (stochastic depth, dropout, sampled boxes)
     is seeded at each iteration. That of the data is seeded at each epoch, and nothing else draws from
     it; so an iteration-based loop, which resumes by loading anew all data before its iteration,
-    reproduces it even without worker processes. Nothing need be saved, and each process of several
-    has its own numbers.
+    reproduces it even without worker processes. (The loop of onedl-mmengine passes over the indices of
+    those data without loading them: a segmentor resumed there sees the same images, augmented otherwise.)
+    Nothing need be saved, and each process of several has its own numbers.
 
     The workers of an epoch-based loop are to end with each epoch (``persistent_workers=False``):
     those that outlive it cannot be seeded.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import get_file_backend
+from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from mmmobilemamba import engine
 from mmmobilemamba.checkpoint import read_checkpoint
@@ -138,6 +139,10 @@ def test_detector_killed_in_mid_epoch(tmp_path, tool, det_config, coco_root, one
     assert_ended_alike(tmp_path / 'straight', tmp_path / 'resumed', 'epoch_3.pth', 5)
 
 
+@pytest.mark.skipif(
+    hasattr(_InfiniteDataloaderIterator, 'skip_iter'),
+    reason='this MMEngine passes over data without loading them, and so draws other augmentations',
+)
 def test_segmentor_interrupted_between_checkpoints(tmp_path, tool, seg_config, ade_root, one_thread):
     config = inherit(seg_config, SEGMENTATION)
     train = ('--data-root', ade_root, '--deterministic', '--work-dir')
