@@ -136,7 +136,8 @@ class Workload:
             # Importing the compiler takes seconds.
             from torch._inductor import config as inductor_config
 
-            module.compile()
+            # One size each: after a second one, sizes would become variables of slower code.
+            module.compile(dynamic=False)
             # Without gradients, weights are constants that the compiler may bring into a layout of its own.
             with inductor_config.patch(freezing=True):
                 run()

@@ -41,7 +41,7 @@ def test_parse_compile(text, name, folded):
 def test_only_what_is_to_be_compiled_is(monkeypatch):
     frozen = []
 
-    def compile_with(module):
+    def compile_with(module, dynamic):
         module.register_forward_hook(lambda *_: frozen.append(inductor_config.freezing))
 
     monkeypatch.setattr(nn.Module, 'compile', compile_with)
