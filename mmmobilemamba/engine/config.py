@@ -122,7 +122,7 @@ def enable_amp(cfg: Config) -> None:
         options.pop(scaling, None)
     how = 'without loss scaling'
     if options.dtype == 'float16':
-        how = "with dynamic loss scaling; it tries out a GPU's arithmetic and saves no time here"
+        how = "with dynamic loss scaling; it tries out a GPU's arithmetic, and is far slower than float32"
     print_log(f'--amp on a CPU: {options.dtype}, {how}', logger='current')
 
 
