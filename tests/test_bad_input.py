@@ -24,7 +24,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
-from tiny import DET_CONFIG, REPOSITORY, make_ade, make_coco, write_config
+from tiny import DET_CONFIG, REPOSITORY, TINY, make_ade, make_coco, write_config
 
 from mmmobilemamba import MobileMamba, engine
 from mmmobilemamba.checkpoint import load_pretrained
@@ -34,7 +34,6 @@ from mmmobilemamba.errors import UserError
 from mmmobilemamba.evaluation.images import read_image
 from mmmobilemamba.necks import EfficientViTFPN
 
-TINY = dict(widths=[16, 24, 32], depths=[1, 1, 1])
 ARCH_FIELDS = 'widths, depths, drop_path_rate'
 TRAIN, VAL = 'annotations/instances_train2017.json', 'annotations/instances_val2017.json'
 
@@ -181,15 +180,24 @@ def coco_config() -> Config:
     )
 
 
-def coco(name: str, change: Callable[[Path], Any], *words: str) -> Mistake:
-    """A data set in the COCO layout, spoiled by ``change(root)``."""
-
+def spoiled(
+    name: str,
+    make_data: Callable[[Path], Path],
+    config: Callable[[], Config],
+    change: Callable[[Path], Any],
+    words: tuple[str, ...],
+) -> Mistake:
     def make(folder: Path) -> Path:
-        root = make_coco(folder / 'coco')
+        root = make_data(folder / 'data')
         change(root)
         return root
 
-    return Mistake(name, make, lambda root: retarget(coco_config(), root), words)
+    return Mistake(name, make, lambda root: retarget(config(), root), words)
+
+
+def coco(name: str, change: Callable[[Path], Any], *words: str) -> Mistake:
+    """A data set in the COCO layout, spoiled by ``change(root)``."""
+    return spoiled(name, make_coco, coco_config, change, words)
 
 
 def labelled(name: str, change: Callable[[dict], Any], *words: str) -> Mistake:
@@ -364,13 +372,7 @@ def ade_config() -> Config:
 
 def ade(name: str, change: Callable[[Path], Any], *words: str) -> Mistake:
     """A data set in the ADE layout, spoiled by ``change(root)``."""
-
-    def make(folder: Path) -> Path:
-        root = make_ade(folder / 'ade')
-        change(root)
-        return root
-
-    return Mistake(name, make, lambda root: retarget(ade_config(), root), words)
+    return spoiled(name, make_ade, ade_config, change, words)
 
 
 def all_maps(values: np.ndarray) -> Callable[[Path], Any]:

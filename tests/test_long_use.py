@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import TINY
 
 from mmmobilemamba import MobileMamba
 
-TINY = dict(widths=[16, 24, 32], depths=[1, 1, 1])
 STATM = Path('/proc/self/statm')
 
 pytestmark = [

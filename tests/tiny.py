@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 REPOSITORY = Path(__file__).parent.parent
+TINY = dict(widths=[16, 24, 32], depths=[1, 1, 1])
 CLASSES = ('square', 'stripe')
 
 

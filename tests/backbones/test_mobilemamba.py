@@ -6,13 +6,12 @@ import pytest
 import torch
 from golden import GOLDEN_VARIANTS, golden_case
 from naive_ss2d import authors_scan
+from tiny import TINY
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmmobilemamba import MobileMamba
 from mmmobilemamba.checkpoint import authors_key
 from mmmobilemamba.layers import SS2D
-
-TINY = dict(widths=[16, 24, 32], depths=[1, 1, 1])
 
 
 def tiny(**options):

@@ -10,11 +10,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mmengine.model import ExponentialMovingAverage
+from tiny import TINY
 from torch.utils.data import DataLoader
 
 from mmmobilemamba import MobileMamba
-
-TINY = dict(widths=[16, 24, 32], depths=[1, 1, 1])
 
 
 @pytest.fixture
