@@ -1,6 +1,6 @@
 """Mixed precision on a CPU."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,10 +15,14 @@ DTYPES = ('bfloat16', 'float16')
 class CPUAmpOptimWrapper(AmpOptimWrapper):
     """What mmengine's ``AmpOptimWrapper``, which asks for an accelerator, is on a GPU.
 
+    PyTorch 2.13 computes 3x3 convolutions of stride 2 wrongly in bfloat16 where the map is one or two
+    pixels wide, if the CPU has AMX; MobileMamba's last stage has stride 64, so let pictures be wider than
+    128 pixels there.
+
     Args:
         dtype: Data type of the autocast: 'bfloat16', or 'float16', which scales the loss as on a GPU
-            and serves to try out what a GPU will compute: PyTorch's convolutions of it may take more
-            than a hundred times as long as those of float32.
+            and serves to try out what a GPU will compute: PyTorch's convolutions of it may take some
+            ten times as long as those of float32.
         **kwargs: Arguments of ``OptimWrapper``.
 
     Raises:
@@ -44,6 +48,13 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         """Run the forward pass of a training step under autocast."""
         with OptimWrapper.optim_context(self, model), torch.autocast('cpu', dtype=self.cast_dtype):
             yield
+
+    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        """Compute the gradients of the scaled loss."""
+        # oneDNN's backward convolutions of float16 are a reference, slower than PyTorch's own.
+        slow = self.cast_dtype == torch.float16
+        with torch.backends.mkldnn.flags(enabled=False) if slow else nullcontext():
+            super().backward(loss, **kwargs)
 
 
 def _grad_scaler(enabled: bool):

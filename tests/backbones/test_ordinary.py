@@ -124,7 +124,7 @@ LAYOUTS = {
     height=st.integers(1, 40),
     width=st.integers(1, 40),
     layout=st.sampled_from(sorted(LAYOUTS)),
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     no_grad=st.sampled_from([torch.inference_mode, torch.enable_grad]),
 )
 def test_any_picture(batch, height, width, layout, dtype, no_grad):
@@ -136,7 +136,7 @@ def test_any_picture(batch, height, width, layout, dtype, no_grad):
     expected = exact(model, x)
     with no_grad():
         outputs = model.to(dtype)(x)
-    tolerance = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.1}[dtype]
+    tolerance = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
     for output, reference in zip(outputs, expected, strict=True):
         assert output.dtype == dtype and output.shape == reference.shape
         error = (output.double() - reference).abs().max()

@@ -105,6 +105,9 @@ def main() -> None:
         cfg = engine.load_config(str(CONFIGS / name), options, arch='t2')
         engine.init_processes(cfg, 'pytorch')
         found[name] = compare(cfg)
+    # Gradient checkpointing runs a part of the model again amid the reduction of the gradients.
+    cfg.model.backbone.with_cp = True
+    found[f'{name} with_cp'] = compare(cfg)
     if torch.distributed.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))
 
