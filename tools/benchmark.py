@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Cost of backbones, detectors and segmentors, side by side.
 
 Parameters, FLOPs with the selective scan and without, latency, images per second and peak memory, over lists
@@ -56,14 +57,14 @@ What the numbers mean
   top-1     published by the authors (ImageNet-1K, plain training), or given by --top1; not measured.
 
 Examples
-  python tools/benchmark.py b1 b1+deploy --sizes 224 512 800x1333 --threads 2
-  python tools/benchmark.py b1+deploy 'MobileNetV2=mmdet.MobileNetV2(out_indices=(2,4,6))+deploy' \\
+  tools/benchmark.py b1 b1+deploy --sizes 224 512 800x1333 --threads 2
+  tools/benchmark.py b1+deploy 'MobileNetV2=mmdet.MobileNetV2(out_indices=(2,4,6))+deploy' \\
       timm:repvit_m1_1+deploy --dtypes float32 bfloat16 --out table.md table.json
-  python tools/benchmark.py t2 t4 s6 b1 b2 b4 --deploy --sizes published --plot accuracy --out accuracy.png
-  python tools/benchmark.py b1 --sizes 512 --train                 forward and backward beside forward
-  python tools/benchmark.py b1+deploy --sizes 512 --profile        time by kind of operation
-  python tools/benchmark.py configs/det/retinanet_mobilemamba.py --sizes 800x1280
-  python tools/benchmark.py --read one.json two.json --out both.png
+  tools/benchmark.py t2 t4 s6 b1 b2 b4 --deploy --sizes published --plot accuracy --out accuracy.png
+  tools/benchmark.py b1 --sizes 512 --train                 forward and backward beside forward
+  tools/benchmark.py b1+deploy --sizes 512 --profile        time by kind of operation
+  tools/benchmark.py configs/det/retinanet_mobilemamba.py --sizes 800x1280
+  tools/benchmark.py --read one.json two.json --out both.png
 """
 
 

@@ -27,9 +27,9 @@ slows all of them, and each follows an untimed one of its own; the table gives m
 distance between the quartiles.
 
 Examples:
-  python tools/benchmark_scan.py --threads 2
-  python tools/benchmark_scan.py --backends native torch --length 1024 4200 16384 --layout first last
-  python tools/benchmark_scan.py --directions 2 --dtype bfloat16
+  tools/benchmark_scan.py --threads 2
+  tools/benchmark_scan.py --backends native torch --length 1024 4200 16384 --layout first last
+  tools/benchmark_scan.py --directions 2 --dtype bfloat16
 """
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 
