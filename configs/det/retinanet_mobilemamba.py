@@ -1,9 +1,9 @@
 # RetinaNet with MobileMamba-B1 on COCO in data/coco/.
 #
-# It trains as it is, from random weights and without a download. To begin, as published, with the
-# authors' ImageNet weights, give their file to the backbone:
+# The published schedule begins with the authors' ImageNet weights; give their file to the backbone:
 #   tools/train.py configs/det/retinanet_mobilemamba.py --cfg-options \
 #       model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
+# It trains from random weights too, without a download, with model.backbone.norm_eval=False.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',

@@ -80,4 +80,4 @@ def test_losses_of_200_steps_on_the_demo_data_are_those_of_float32(tmp_path, too
     assert len(expected) == len(found) == 200
     assert all(map(math.isfinite, found))
     print(f'mean loss {statistics.mean(found):.4f} against {statistics.mean(expected):.4f}')
-    assert statistics.mean(found) == pytest.approx(statistics.mean(expected), rel=0.03)
+    assert statistics.mean(found) == pytest.approx(statistics.mean(expected), rel=0.05)

@@ -15,6 +15,7 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from mmmobilemamba import engine
 from mmmobilemamba.checkpoint import read_checkpoint
+from mmmobilemamba.engine import safeguards
 from mmmobilemamba.engine.start import latest_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -210,3 +211,23 @@ class TestSafeguards:
         engine.add_safeguards(cfg)
         assert cfg.custom_hooks == hooks
         assert not cfg.train_dataloader.persistent_workers
+
+    @pytest.mark.parametrize(
+        'backbone, options, said',
+        [
+            (dict(norm_eval=True), {}, 'random weights, and norm_eval=True keeps its batch norms'),
+            (dict(frozen_stages=0), {}, 'random weights, and frozen_stages=0 keeps parts of it random'),
+            (dict(norm_eval=True, init_cfg=dict(type='Pretrained', checkpoint='b1.pth')), {}, None),
+            (dict(norm_eval=True), dict(load_from='retinanet.pth'), None),
+            (dict(norm_eval=True, frozen_stages=1), dict(resume=True), None),
+            (dict(norm_eval=False, frozen_stages=-1), {}, None),
+        ],
+    )
+    def test_initial_values_that_would_stay(self, backbone, options, said, monkeypatch):
+        cfg = self.build()
+        cfg.merge_from_dict(dict(model=dict(backbone=backbone), **options))
+        log = []
+        monkeypatch.setattr(safeguards, 'print_log', lambda text, **options: log.append(text))
+        engine.add_safeguards(cfg)
+        assert len(log) == bool(said)
+        assert said is None or said in log[0]

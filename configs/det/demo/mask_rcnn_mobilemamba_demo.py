@@ -24,11 +24,12 @@ val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=test_pi
 test_dataloader = val_dataloader
 
 train_cfg = _base_.demo_train_cfg
-# Without normalisation, neck and heads diverge at the rate of a backbone that starts from random weights.
+# At the rate of the backbone, the neck's convolutions, with no normalisation between them, would make the
+# finest levels grow without bound.
 optim_wrapper = dict(
     optimizer=dict(lr=_base_.demo_lr),
     paramwise_cfg=dict(
-        custom_keys=dict(neck=dict(lr_mult=0.1), rpn_head=dict(lr_mult=0.1), roi_head=dict(lr_mult=0.1))
+        custom_keys=dict(neck=dict(lr_mult=0.03), rpn_head=dict(lr_mult=0.3), roi_head=dict(lr_mult=0.3))
     ),
 )
 param_scheduler = _base_.demo_param_scheduler
