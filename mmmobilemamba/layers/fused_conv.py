@@ -9,13 +9,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+MAX_SHAPES = 64
 ACTIVATIONS = {'none': lambda x: x, 'relu': F.relu_, 'swish': lambda x: F.silu(x, inplace=True)}
 
 
 @cache
 def _onednn_dtypes() -> tuple[torch.dtype, ...]:
     """Data types that this machine and this torch run fused convolutions in."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, '_convolution_pointwise'):
+    needed = ('_convolution_pointwise', '_get_mkldnn_serialized_md')
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, n) for n in needed):
         return ()
     bfloat16 = (torch.bfloat16,) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ()
     return torch.float32, *bfloat16
@@ -24,10 +26,10 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
 class FusedConv2d(nn.Conv2d):
     """``activation(conv(x))`` or ``conv(x) + add``, for inference.
 
-    On a CPU, oneDNN runs it as one operation whose weights are brought into its own layout once, not at
-    every call as ``F.conv2d`` does, which tells where there are more weights than pixels. Under
-    torch.compile and torch.export, which do this themselves, and where it cannot be done, it is the plain
-    convolution.
+    On a CPU, oneDNN runs it as one operation whose weights are brought into its own layout once for each
+    shape of input, not at every call as ``F.conv2d`` does, which tells where there are more weights than
+    pixels. Under torch.compile and torch.export, which do this themselves, and where it cannot be done, it
+    is the plain convolution.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: str = 'none') -> None:
@@ -35,20 +37,34 @@ class FusedConv2d(nn.Conv2d):
                          groups=conv.groups, device='meta')
         self.weight, self.bias = conv.weight, conv.bias
         self.activation = activation
-        self._packed: Tensor | None = None
+        self._packed: dict[torch.Size, Tensor] = {}
+        self._layouts: dict[bytes, Tensor] = {}
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         if not self._runs_in_onednn(x):
             y = ACTIVATIONS[self.activation](super().forward(x))
             return y if add is None else y + add
-        if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight.detach(), *self._geometry, list(x.shape))
+        weight = self._packed.get(x.shape)
+        if weight is None:
+            weight = self._pack(x.shape)
         if add is None:
             return torch.ops.mkldnn._convolution_pointwise(
-                x, self._packed, self.bias, *self._geometry, self.activation, [], None)
+                x, weight, self.bias, *self._geometry, self.activation, [], None)
         return torch.ops.mkldnn._convolution_pointwise.binary(
-            x, add, self._packed, self.bias, *self._geometry, 'add', 1.0, None, [], None)
+            x, add, weight, self.bias, *self._geometry, 'add', 1.0, None, [], None)
+
+    def _pack(self, shape: torch.Size) -> Tensor:
+        """The weights in the layout for this shape of input; another one may be fifty times as slow.
+
+        Most shapes have the same few layouts, and share their tensors.
+        """
+        if len(self._packed) >= MAX_SHAPES:
+            self._packed, self._layouts = {}, {}
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            self.weight.detach(), *self._geometry, list(shape))
+        layout = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
+        self._packed[shape] = self._layouts.setdefault(layout, packed)
+        return self._packed[shape]
 
     def chunk(self, *activations: str) -> list['FusedConv2d']:
         """Convolutions that each compute an equal share of the output channels; not if depth-wise."""
@@ -73,12 +89,12 @@ class FusedConv2d(nn.Conv2d):
                 and torch.backends.mkldnn.enabled)
 
     def _apply(self, *args: Any, **kwargs: Any) -> 'FusedConv2d':
-        self._packed = None
+        self._packed, self._layouts = {}, {}
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._packed = None
+        self._packed, self._layouts = {}, {}
         super()._load_from_state_dict(*args)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_packed': None}
+        return {**self.__dict__, '_packed': {}, '_layouts': {}}
