@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from tiny import as_trained
 from torch import nn
 
 from mmmobilemamba import MobileMamba
@@ -16,17 +17,7 @@ TINY = dict(widths=[16, 24, 32], depths=[1, 2, 1])
 def trained(arch=TINY, **options):
     """A backbone with random statistics and scales, as training would leave it."""
     torch.manual_seed(0)
-    model = MobileMamba(arch, out_indices=(0, 1, 2, 3), **options).eval()
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            for tensor in (m.weight.data, m.running_var):
-                tensor.uniform_(0.5, 1.5)
-            for tensor in (m.bias.data, m.running_mean):
-                tensor.normal_(0, 0.1)
-    for name, parameter in model.named_parameters():
-        if 'scale' in name:
-            parameter.data.normal_(0.5, 0.3)
-    return model
+    return as_trained(MobileMamba(arch, out_indices=(0, 1, 2, 3), **options))
 
 
 @pytest.mark.parametrize('arch', [TINY, 't2', 'b1', dict(TINY, wavelet_levels=2), dict(TINY, wavelet='db2')])

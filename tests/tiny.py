@@ -5,10 +5,26 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = dict(widths=[16, 24, 32], depths=[1, 1, 1])
 CLASSES = ('square', 'stripe')
+
+
+def as_trained(module: nn.Module) -> nn.Module:
+    """Random statistics and scales, as training would leave them: no residual branch is silent."""
+    for m in module.modules():
+        if isinstance(m, _BatchNorm):
+            for tensor in (m.weight.data, m.running_var):
+                tensor.uniform_(0.5, 1.5)
+            for tensor in (m.bias.data, m.running_mean):
+                tensor.normal_(0, 0.1)
+    for name, parameter in module.named_parameters():
+        if 'scale' in name:
+            parameter.data.normal_(0.5, 0.3)
+    return module.eval()
 
 
 def make_picture(rng: np.random.Generator, width: int, height: int):

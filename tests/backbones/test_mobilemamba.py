@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden import GOLDEN_VARIANTS, golden_case
 from naive_ss2d import authors_scan
-from tiny import TINY
+from tiny import TINY, as_trained
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmmobilemamba import MobileMamba
@@ -16,11 +16,7 @@ from mmmobilemamba.layers import SS2D
 
 def tiny(**options):
     torch.manual_seed(0)
-    model = MobileMamba(TINY, **options)
-    for m in model.modules():
-        if isinstance(m, _BatchNorm):
-            torch.nn.init.uniform_(m.weight, 0.5, 1.5)
-    return model
+    return as_trained(MobileMamba(TINY, **options)).train()
 
 
 def relative(value, reference):

@@ -2,19 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from naive_ss2d import naive_scan
+from tiny import as_trained
 
 from mmmobilemamba.layers import MRFFI, SS2D, Downsample, MobileMambaBlock, split_channels
-
-
-def randomise(module):
-    """Random BN scales and statistics, so that no residual branch is silent."""
-    for m in module.modules():
-        if isinstance(m, torch.nn.BatchNorm2d):
-            for tensor in (m.weight.data, m.running_var):
-                tensor.uniform_(0.5, 1.5)
-            for tensor in (m.bias.data, m.running_mean):
-                tensor.normal_(0, 0.1)
-    return module.eval()
 
 
 @pytest.mark.parametrize('channels, ratios, expected', [
@@ -36,19 +26,19 @@ def test_split_channels_refuses_an_empty_global_branch():
 @pytest.mark.parametrize('d_state', [1, 3])
 @pytest.mark.parametrize('size', [(1, 1), (3, 5), (6, 4)])
 def test_ss2d_equals_the_naive_recurrence(d_state, size):
-    module = randomise(SS2D(20, d_state=d_state)).double()
+    module = as_trained(SS2D(20, d_state=d_state)).double()
     x = torch.randn(2, 40, *size, dtype=torch.float64)
     torch.testing.assert_close(module._scan(x).double(), naive_scan(module, x), atol=1e-6, rtol=1e-6)
 
 
 def test_ss2d_keeps_the_images_of_a_batch_apart():
-    module = randomise(SS2D(16))
+    module = as_trained(SS2D(16))
     x = torch.randn(3, 16, 4, 5)
     torch.testing.assert_close(module(x), torch.cat([module(image[None]) for image in x]))
 
 
 def test_mrffi_passes_the_identity_share_unchanged():
-    module = randomise(MRFFI(48, 3, 0.5, 0.25))
+    module = as_trained(MRFFI(48, 3, 0.5, 0.25))
     assert module.splits == (32, 12, 4)
     x = torch.randn(1, 48, 4, 4)
     mixed = torch.cat((module.global_branch(x[:, :32]), module.local_branch(x[:, 32:44]), x[:, 44:]), 1)

@@ -57,13 +57,14 @@ def make_sample(scope: str, i: int) -> DetDataSample | SegDataSample:
 
 
 def build(cfg: Config) -> nn.Module:
-    """The detector or segmentor of a config, with frozen batch norms."""
+    """The detector or segmentor of a config, with frozen batch norms and no branch that begins silent."""
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).train().double()
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
+            nn.init.ones_(module.weight)
     return model
 
 
