@@ -15,6 +15,12 @@ def add_safeguards(cfg: Config) -> None:
     """
     hooks = [h for h in cfg.get('custom_hooks') or [] if h.get('type') not in HOOKS]
     cfg.custom_hooks = [*hooks, *(dict(type=name) for name in HOOKS)]
+    if cfg.train_dataloader.get('persistent_workers'):
+        print_log(
+            'persistent_workers of the train_dataloader is False instead of True: workers that outlive an '
+            'epoch cannot be seeded, and a run that is resumed would see other data',
+            logger='current',
+        )
     cfg.train_dataloader.persistent_workers = False
     _warn_of_initial_values_kept(cfg)
     checkpoint = cfg.get('default_hooks', {}).get('checkpoint')

@@ -198,3 +198,9 @@ def test_demo_has_the_same_model_in_small(case):
         # How many proposals and samples there are belongs to the schedule.
         model.train_cfg = model.test_cfg = None
     assert json.dumps(demo.model) == json.dumps(real.model)
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
+def test_demo_is_guarded_without_a_change(case):
+    hook = load_config(str(case.demo)).default_hooks.checkpoint
+    assert hook.max_keep_ckpts == 2

@@ -185,6 +185,13 @@ class TestWholeFiles:
         assert latest_checkpoint(tmp_path) is None
 
 
+def log_of(function, cfg, monkeypatch) -> list[str]:
+    log = []
+    monkeypatch.setattr(safeguards, 'print_log', lambda text, **options: log.append(text))
+    function(cfg)
+    return log
+
+
 class TestSafeguards:
     def build(self, **checkpoint):
         return Config(
@@ -226,8 +233,13 @@ class TestSafeguards:
     def test_initial_values_that_would_stay(self, backbone, options, said, monkeypatch):
         cfg = self.build()
         cfg.merge_from_dict(dict(model=dict(backbone=backbone), **options))
-        log = []
-        monkeypatch.setattr(safeguards, 'print_log', lambda text, **options: log.append(text))
-        engine.add_safeguards(cfg)
+        cfg.train_dataloader.persistent_workers = False
+        log = log_of(engine.add_safeguards, cfg, monkeypatch)
         assert len(log) == bool(said)
         assert said is None or said in log[0]
+
+    def test_workers_that_must_end_are_told_of_once(self, monkeypatch):
+        cfg = self.build()
+        (said,) = log_of(engine.add_safeguards, cfg, monkeypatch)
+        assert 'persistent_workers of the train_dataloader is False instead of True' in said
+        assert log_of(engine.add_safeguards, cfg, monkeypatch) == []

@@ -16,7 +16,7 @@ demo_param_scheduler = [
         by_epoch=False,
     ),
 ]
-demo_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=demo_iters // 2, max_keep_ckpts=1))
+demo_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=demo_iters // 2, max_keep_ckpts=2))
 # No flips: mirrored digits are not digits.
 demo_train_pipeline = [
     dict(type='LoadImageFromFile'),
