@@ -155,6 +155,51 @@ CONFIGS = [
         'model.backbone: out_indices=[1, 5]',
         '0 (stem), 1, 2, 3',
     ),
+    config(
+        'option for a list entry that is not there',
+        None,
+        {'train_dataloader.dataset.pipeline.99.x': 1},
+        'train_dataloader.dataset.pipeline.99.x=1',
+        'is a list, whose entries have the numbers 0 to 4',
+    ),
+    config(
+        'option for one entry of several',
+        None,
+        {'model.neck.in_channels.1': 3},
+        'model.neck.in_channels.1=3',
+        'Give model.neck.in_channels as a whole',
+    ),
+    config(
+        'option below a value',
+        None,
+        {'model.backbone.arch.x': 1},
+        'model.backbone.arch.x=1',
+        "model.backbone.arch is 't2', with no settings in it",
+    ),
+    config(
+        'option that replaces a value by settings',
+        None,
+        {'model.backbone.arch': TINY},
+        "model.backbone.arch={'widths'",
+        '_delete_=True',
+    ),
+    config(
+        'helper variable as an option',
+        None,
+        {'max_epochs': 24},
+        'max_epochs=24 would change nothing',
+        'Settings are train_cfg.max_epochs.',
+    ),
+    config(
+        'pipeline as an option',
+        None,
+        {'train_pipeline.2.scale': (64, 64)},
+        "does not read 'train_pipeline'",
+        'train_dataloader.dataset.pipeline.2.scale',
+    ),
+    config(
+        'option of no such name', None, {'optimiser.lr': 1}, "'optimiser'", 'Settings are', 'optim_wrapper'
+    ),
     config('unknown arch in a config', None, {'model.backbone.arch': 't3'}, "arch='t3'", 't2, t4, s6'),
     config(
         'arch without its channels',

@@ -14,6 +14,7 @@ from ..datasets.layout import shorten
 from ..errors import UserError
 from .channels import check_channels, set_arch
 from .cpu_amp_optim_wrapper import DTYPES as CPU_AMP_DTYPES
+from .options import merge_options
 
 WRITTEN_FOR_TRIAL = 2**20  # bytes
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -29,7 +30,8 @@ def load_config(path: str, options: dict[str, Any] | None = None, arch: str | No
 
     Raises:
         UserError: If the file does not exist, is no Python, or needs a package that is not installed,
-            or if a neck or head expects other channels than the MobileMamba of the config gives.
+            or an option has no place in it, or if a neck or head expects other channels than the
+            MobileMamba of the config gives.
     """
     file = Path(path)
     if not file.is_file():
@@ -54,7 +56,7 @@ def load_config(path: str, options: dict[str, Any] | None = None, arch: str | No
         ) from error
     except (SyntaxError, FileNotFoundError, ConfigParsingError) as error:
         raise UserError(f'The config {path!r} or one of its bases cannot be read: {error}.') from error
-    cfg.merge_from_dict(options or {})
+    merge_options(cfg, options or {})
     if arch is not None:
         set_arch(cfg, arch)
     check_channels(cfg)

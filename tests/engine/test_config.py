@@ -34,6 +34,13 @@ class TestLoadConfig:
         cfg = engine.load_config(str(det_config), {'model.backbone.with_cp': True})
         assert cfg.model.backbone.with_cp is True
 
+    def test_options_change_entries_of_lists_and_replace_values(self, det_config):
+        arch = {'model.backbone.arch._delete_': True, 'model.backbone.arch.widths': [144, 272, 368]}
+        options = {'param_scheduler.1.end': 24, **arch, 'model.backbone.arch.depths': [1, 1, 1]}
+        cfg = engine.load_config(str(det_config), options)
+        assert cfg.param_scheduler[1].end == 24
+        assert cfg.model.backbone.arch == dict(widths=[144, 272, 368], depths=[1, 1, 1])
+
     def test_no_persistent_workers_without_workers(self, det_config):
         options = {'val_dataloader.num_workers': 2}
         cfg = engine.load_config(str(det_config), options)
