@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmmobilemamba.datasets.data_root import set_num_classes
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = dict(widths=[16, 24, 32], depths=[1, 1, 1])
@@ -140,3 +145,16 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
 def write_config(path: Path, text: str) -> Path:
     path.write_text(text.replace('REPOSITORY', str(REPOSITORY)))
     return path
+
+
+def make_checkpoint(config: Path, classes: tuple[str, ...], out: Path, **meta) -> Path:
+    """Random weights for as many classes as are named."""
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    set_num_classes(cfg.model, len(classes))
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    torch.save(
+        dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=classes, **meta))), out
+    )
+    return out

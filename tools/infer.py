@@ -21,7 +21,7 @@ from mmmobilemamba.errors import UserError
 from mmmobilemamba.evaluation.images import find_images
 from mmmobilemamba.evaluation.load import check_device, load_model
 from mmmobilemamba.evaluation.predict import predict
-from mmmobilemamba.evaluation.results import DetectionWriter, SegmentationWriter
+from mmmobilemamba.evaluation.writers import DetectionWriter, SegmentationWriter
 
 
 def parse_args() -> argparse.Namespace:

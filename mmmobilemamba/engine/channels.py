@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from ..arch import ARCHS, Arch
 from ..backbones import MobileMamba
 from ..errors import UserError
+from .config_nodes import type_name
 
 
 @dataclass
@@ -110,15 +111,10 @@ def _with_mobilemamba(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any
             yield from _with_mobilemamba(item, f'{name}.{i}')
     elif isinstance(node, dict):
         backbone = node.get('backbone')
-        if isinstance(backbone, dict) and _kind(backbone) == 'MobileMamba':
+        if isinstance(backbone, dict) and type_name(backbone) == 'MobileMamba':
             yield name, node
         for key, value in node.items():
             yield from _with_mobilemamba(value, f'{name}.{key}')
-
-
-def _kind(node: dict[str, Any]) -> str:
-    kind = node.get('type', '')
-    return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
 
 
 def _out_indices(backbone: dict[str, Any]) -> list[int]:
@@ -141,7 +137,7 @@ def _links(name: str, parent: dict[str, Any]) -> Iterator[Link]:
         neck, neck_name = neck[0], f'{neck_name}.0'
     if neck:
         yield from _neck_links(neck_name, neck, channels)
-        if _kind(neck) == 'SSDNeck':
+        if type_name(neck) == 'SSDNeck':
             # Its first outputs are its inputs.
             outputs = [*channels, *neck['out_channels'][len(neck['in_channels']) :]]
             yield Link(f'{neck_name}.out_channels', neck, 'out_channels', outputs)
@@ -161,9 +157,9 @@ def _neck_links(name: str, neck: dict[str, Any], channels: list[int]) -> Iterato
         return
     if isinstance(given, int):
         right: int | list[int] = channels[-1]
-    elif _kind(neck) == 'YOLOV3Neck':
+    elif type_name(neck) == 'YOLOV3Neck':
         right = channels[::-1]
-    elif _kind(neck) == 'JPU':
+    elif type_name(neck) == 'JPU':
         # It alone has as many channel numbers as it takes maps, beginning with start_level.
         right = channels[neck.get('start_level', 0) :][: len(given)]
     else:

@@ -13,6 +13,7 @@ from ..checkpoint import extract_state_dict, read_checkpoint
 from ..datasets.data_root import make_palette, set_num_classes
 from ..datasets.layout import shorten
 from ..deploy import switch_to_deploy
+from ..engine.config_nodes import innermost_test_dataset
 from ..engine.strict_load_hook import fit_state_dict
 from ..errors import UserError
 
@@ -60,7 +61,10 @@ def load_model(
     """
     scope = cfg.get('default_scope')
     if scope not in ('mmdet', 'mmseg'):
-        raise UserError(f'Configs of mmdet and mmseg can predict, but this one has default_scope={scope!r}.')
+        raise UserError(
+            f'Configs of mmdet and mmseg can predict, but this one has default_scope={scope!r}. If its model '
+            'is of one of them, say so: --cfg-options default_scope=mmdet (or mmseg).'
+        )
     init_default_scope(scope)
     content = read_checkpoint(checkpoint)
     meta = {} if classes_from_data else _checkpoint_meta(content)
@@ -90,10 +94,8 @@ def _checkpoint_meta(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config_meta(cfg: Config) -> dict[str, Any]:
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    meta = {**getattr(DATASETS.get(dataset.type), 'METAINFO', {}), **dataset.get('metainfo', {})}
+    # Built, for the data sets of mmseg decide there whether 0 is a class; with lazy_init they read no file.
+    meta = DATASETS.build({**innermost_test_dataset(cfg), 'lazy_init': True, 'test_mode': False}).metainfo
     if not meta.get('classes'):
         raise UserError(
             'Neither the checkpoint nor the config names the classes. Give the data set that the '

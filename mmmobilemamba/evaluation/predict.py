@@ -10,6 +10,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from ..engine.config_nodes import innermost_test_dataset, type_name
 from .images import ImageError, ImageFile, read_image
 
 Prediction = tuple[ImageFile, np.ndarray, BaseDataElement]
@@ -59,12 +60,9 @@ def predict(
 
 
 def _test_pipeline(model: nn.Module) -> Callable[[dict], dict]:
-    dataset = model.cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    steps = innermost_test_dataset(model.cfg).pipeline[1:]
     loading = {'type': f'{model.cfg.default_scope}.LoadImageFromNDArray'}
-    steps = [copy.deepcopy(step) for step in dataset.pipeline[1:] if 'Annotations' not in step['type']]
-    return Compose([loading, *steps])
+    return Compose([loading, *(copy.deepcopy(s) for s in steps if 'Annotations' not in type_name(s))])
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..engine.config_nodes import innermost_test_dataset, type_name
 from ..errors import UserError
 
 # What a detector or segmentor is judged by, in the order of preference for the plot.
@@ -156,10 +157,8 @@ def set_test_scale(cfg: Config, scale: tuple[int, int]) -> None:
 
 
 def _resize_step(cfg: Config) -> dict[str, Any]:
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    kinds = [step['type'].split('.')[-1] for step in dataset.pipeline]
+    dataset = innermost_test_dataset(cfg)
+    kinds = [type_name(step) for step in dataset.pipeline]
     fixed = [kind for kind in kinds if kind in ('Pad', 'CenterCrop', 'RandomCrop', 'RandomResize')]
     steps = [
         s for s, kind in zip(dataset.pipeline, kinds, strict=True) if kind == 'Resize' and s.get('scale')

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.visualization import Visualizer
-from test_infer import make_checkpoint
+from tiny import make_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -1,43 +1,29 @@
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmdet.datasets.coco import CocoDataset
 from PIL import Image
 from pycocotools.coco import COCO
+from tiny import CLASSES, make_checkpoint
 
-REPOSITORY = Path(__file__).parents[2]
-
-
-def make_checkpoint(config: Path, classes: tuple[str, ...], out: Path, **meta) -> Path:
-    """Random weights for as many classes as are named."""
-    from mmmobilemamba.datasets.data_root import set_num_classes
-
-    cfg = Config.fromfile(config)
-    init_default_scope(cfg.default_scope)
-    set_num_classes(cfg.model, len(classes))
-    torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
-    torch.save(
-        dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=classes, **meta))), out
-    )
-    return out
+from mmmobilemamba.checkpoint import to_authors_checkpoint
 
 
 @pytest.fixture
-def infer(tmp_path, monkeypatch):
-    def infer(*arguments) -> None:
-        path = str(REPOSITORY / 'tools/infer.py')
-        monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
-        runpy.run_path(path, run_name='__main__')
+def infer(tool):
+    """Run the tool on the CPU."""
+    return lambda *arguments: tool('infer.py', *arguments, '--device', 'cpu')
 
-    monkeypatch.chdir(tmp_path)
-    return infer
+
+def without_names(checkpoint: Path) -> Path:
+    """The same in the authors' layout, whose files name no classes."""
+    content = to_authors_checkpoint(torch.load(checkpoint))
+    path = checkpoint.with_name('authors.pth')
+    torch.save({'state_dict': content['state_dict']}, path)
+    return path
 
 
 def test_detection(tmp_path, infer, det_config, coco_root):
@@ -46,7 +32,7 @@ def test_detection(tmp_path, infer, det_config, coco_root):
     with pytest.raises(SystemExit, match=r'2 inputs could not be used:\n.*gone\.jpg.*\n.*cut\.jpg'):
         infer(
             *(det_config, checkpoint, coco_root / 'val2017', 'gone.jpg', '--score-thr', 0),
-            *('--device', 'cpu', '--batch-size', 2, '--out-dir', 'out'),
+            *('--batch-size', 2, '--out-dir', 'out'),
         )
     coco = COCO(str(tmp_path / 'out/predictions.json'))
     assert [c['name'] for c in coco.cats.values()] == ['a', 'b', 'c']
@@ -60,7 +46,7 @@ def test_detection(tmp_path, infer, det_config, coco_root):
 def test_segmentation(tmp_path, infer, seg_config, ade_root):
     classes = ('background', 'square', 'stripe')
     checkpoint = make_checkpoint(seg_config, classes, tmp_path / 'x.pth', reduce_zero_label=True)
-    infer(seg_config, checkpoint, ade_root / 'images/validation', '--device', 'cpu', '--deploy')
+    infer(seg_config, checkpoint, ade_root / 'images/validation', '--deploy')
     content = json.loads((tmp_path / 'predictions/predictions.json').read_text())
     assert [(c['id'], c['name']) for c in content['classes']] == list(enumerate(classes, start=1))
     for image in content['images']:
@@ -68,6 +54,36 @@ def test_segmentation(tmp_path, infer, seg_config, ade_root):
         assert values.shape == (72, 80) and set(np.unique(values)) <= {1, 2, 3}
         assert sum(image['pixels'].values()) == values.size
         assert (tmp_path / 'predictions' / image['drawn']).is_file()
+
+
+@pytest.mark.parametrize('data_root', [True, False])
+def test_maps_have_the_values_of_the_data_set(tmp_path, infer, seg_config, ade_root, data_root):
+    """Whether the checkpoint or the data set names the classes."""
+    classes = ('background', *CLASSES)
+    checkpoint = make_checkpoint(seg_config, classes, tmp_path / 'x.pth', reduce_zero_label=True)
+    options = ('--data-root', ade_root) if data_root else ()
+    infer(seg_config, checkpoint, ade_root / 'images/validation/000.jpg', *options)
+    content = json.loads((tmp_path / 'predictions/predictions.json').read_text())
+    assert [(c['id'], c['name']) for c in content['classes']] == list(enumerate(classes, start=1))
+    values = np.unique(np.asarray(Image.open(tmp_path / 'predictions/maps/000.png')))
+    assert set(values) <= {1, 2, 3}
+
+
+def test_a_detector_without_names_takes_those_of_the_config(tmp_path, infer, det_config, coco_root):
+    coco = tuple(CocoDataset.METAINFO['classes'])
+    checkpoint = without_names(make_checkpoint(det_config, coco, tmp_path / 'x.pth'))
+    infer(det_config, checkpoint, coco_root / 'val2017/000000.jpg')
+    written = COCO(str(tmp_path / 'predictions/predictions.json'))
+    assert tuple(c['name'] for c in written.cats.values()) == coco
+
+
+def test_a_segmentor_without_names_takes_those_of_the_config(tmp_path, infer, seg_config, ade_root):
+    checkpoint = make_checkpoint(seg_config, tuple(map(str, range(150))), tmp_path / 'x.pth')
+    infer(seg_config, without_names(checkpoint), ade_root / 'images/validation/000.jpg')
+    content = json.loads((tmp_path / 'predictions/predictions.json').read_text())
+    # Line 1 of ADE20K's classes; 0 of its maps is no class.
+    assert content['classes'][0] | {'color': 0} == {'id': 1, 'name': 'wall', 'color': 0}
+    assert len(content['classes']) == 150
 
 
 def test_nothing_to_predict_on(infer, det_config):

@@ -8,7 +8,6 @@ import mmcv
 import numpy as np
 from mmengine.structures import BaseDataElement
 from PIL import Image
-from pycocotools import mask as coco_mask
 from torch import nn
 
 from .images import ImageFile
@@ -68,9 +67,7 @@ class DetectionWriter:
                 iscrowd=0,
             )
             if 'masks' in instances:
-                rle = coco_mask.encode(np.asfortranarray(instances.masks[i].numpy().astype(np.uint8)))
-                annotation['area'] = int(coco_mask.area(rle))
-                annotation['segmentation'] = dict(size=list(rle['size']), counts=rle['counts'].decode())
+                annotation |= _encode_mask(instances.masks[i].numpy())
             self.content['annotations'].append(annotation)
         _draw(self.visualizer, image, sample, self.out_dir / drawn, pred_score_thr=self.score_thr)
 
@@ -146,6 +143,16 @@ def default_category_ids(classes: tuple[str, ...]) -> list[int]:
     if tuple(classes) == tuple(get_classes('coco')):
         return [i for i in range(1, 91) if i not in COCO_GAPS]
     return list(range(1, len(classes) + 1))
+
+
+def _encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Fields of an annotation from a mask (height, width)."""
+    # It comes with mmdet; segmentation does not need it.
+    from pycocotools import mask as coco_mask
+
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    counts = rle['counts'].decode()
+    return dict(area=int(coco_mask.area(rle)), segmentation=dict(size=list(rle['size']), counts=counts))
 
 
 def _draw(visualizer: Any, image: np.ndarray, sample: BaseDataElement, path: Path, **options: Any) -> None:
