@@ -6,6 +6,8 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 HOOKS = ('SeedHook', 'FiniteLossHook')
+# Schedules that may well end long before the training.
+WARM_UPS = ('Linear', 'Constant', 'Warmup')
 
 
 def add_safeguards(cfg: Config) -> None:
@@ -23,6 +25,7 @@ def add_safeguards(cfg: Config) -> None:
         )
     cfg.train_dataloader.persistent_workers = False
     _warn_of_initial_values_kept(cfg)
+    _warn_of_schedule_of_other_length(cfg)
     checkpoint = cfg.get('default_hooks', {}).get('checkpoint')
     if checkpoint is None:
         return
@@ -59,3 +62,31 @@ def _warn_of_initial_values_kept(cfg: Config) -> None:
             logger='current',
             level=logging.WARNING,
         )
+
+
+def _warn_of_schedule_of_other_length(cfg: Config) -> None:
+    loop = cfg.get('train_cfg') or {}
+    option = 'max_epochs' if 'max_epochs' in loop else 'max_iters'
+    length = loop.get(option)
+    given = cfg.get('param_scheduler') or []
+    schedules = {
+        f'param_scheduler.{i}': schedule
+        for i, schedule in enumerate(given if isinstance(given, list) else [])
+        if schedule.get('by_epoch', True) == (option == 'max_epochs')
+        and not any(word in str(schedule.type) for word in WARM_UPS)
+    }
+    end = max((schedule.get('end') or 0 for schedule in schedules.values()), default=0)
+    if not (length and end) or end == length:
+        return
+    settings = [
+        f'{name}.{key}={round(schedule[key] * length / end)}'
+        for name, schedule in schedules.items()
+        for key in ('begin', 'end', 'T_max')
+        if schedule.get(key)
+    ]
+    print_log(
+        f'train_cfg.{option} is {length}, but the schedule of the learning rate ends at {end}. To let it end '
+        f'with the training, set --cfg-options {" ".join(settings)}',
+        logger='current',
+        level=logging.WARNING,
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -242,4 +243,33 @@ class TestSafeguards:
         cfg = self.build()
         (said,) = log_of(engine.add_safeguards, cfg, monkeypatch)
         assert 'persistent_workers of the train_dataloader is False instead of True' in said
+        assert log_of(engine.add_safeguards, cfg, monkeypatch) == []
+
+    @pytest.mark.parametrize(
+        'name, option, length, end, settings',
+        [
+            ('det/ssdlite_mobilemamba', 'max_epochs', 240, 120, (120, 240, 120)),
+            ('seg/semantic_fpn_mobilemamba', 'max_iters', 20_000, 160_000, (10_000, 20_000, 10_000)),
+        ],
+    )
+    def test_schedule_of_another_length(self, name, option, length, end, settings, monkeypatch):
+        file, options = str(REPOSITORY / f'configs/{name}.py'), {f'train_cfg.{option}': length}
+        warnings = log_of(engine.add_safeguards, engine.load_config(file, options), monkeypatch)
+        (said,) = (text for text in warnings if 'schedule' in text)
+        assert f'train_cfg.{option} is {length}, but the schedule of the learning rate ends at {end}.' in said
+        advice = dict(re.findall(r'(param_scheduler\.\S+)=(\d+)', said))
+        assert advice == {
+            f'param_scheduler.1.{key}': str(value)
+            for key, value in zip(('begin', 'end', 'T_max'), settings, strict=True)
+        }
+        options |= {key: int(value) for key, value in advice.items()}
+        for fits in (options, None):
+            warnings = log_of(engine.add_safeguards, engine.load_config(file, fits), monkeypatch)
+            assert not [text for text in warnings if 'schedule' in text]
+
+    def test_warm_up_alone_may_end(self, monkeypatch):
+        cfg = self.build()
+        cfg.train_dataloader.persistent_workers = False
+        cfg.train_cfg = dict(max_iters=100)
+        cfg.param_scheduler = [dict(type='LinearLR', by_epoch=False, end=10)]
         assert log_of(engine.add_safeguards, cfg, monkeypatch) == []
