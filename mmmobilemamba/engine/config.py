@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from ..datasets.layout import shorten
 from ..errors import UserError
 from .channels import check_channels, set_arch
+from .config_nodes import innermost_test_dataset
 from .cpu_amp_optim_wrapper import DTYPES as CPU_AMP_DTYPES
 from .options import merge_options
 
@@ -249,8 +250,5 @@ def enable_tta(cfg: Config) -> None:
             'mmdet::retinanet/retinanet_tta.py or mmseg::_base_/datasets/ade20k.py.'
         )
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    dataset.pipeline = cfg.tta_pipeline
+    innermost_test_dataset(cfg).pipeline = cfg.tta_pipeline
     print_log('Testing with test-time augmentation', logger='current')
