@@ -79,7 +79,7 @@ setup(
             'regex',
         ],
         'cuda': ['mamba-ssm'],
-        'demo': ['scikit-image>=0.19', 'scikit-learn>=1.0'],
+        'demo': ['pycocotools', 'scikit-image>=0.19', 'scikit-learn>=1.0'],
         'dev': ['hypothesis', 'pytest>=7', 'ruff'],
     },
     ext_modules=extensions,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 # 0 is the ADE layout's ignored label, so the background is a class of its own.
@@ -67,7 +66,7 @@ def make_demo_data(
     Raises:
         ValueError: An argument is out of range.
         FileExistsError: ``root`` holds something else.
-        ImportError: scikit-learn or scikit-image is missing.
+        ImportError: scikit-learn, scikit-image or pycocotools is missing.
     """
     root = Path(root)
     settings = dict(seed=seed, num_train=num_train, num_val=num_val, image_size=image_size)
@@ -128,12 +127,15 @@ def _check_existing(root: Path, settings: dict) -> None:
 def _load_sources() -> tuple[dict[str, np.ndarray], list[tuple[int, np.ndarray]]]:
     """Photographs (height, width, 3), RGB uint8, by name, and (digit, brush) for each scan."""
     try:
+        # Needed later only, but missed before any picture is made.
+        import pycocotools.mask  # noqa: F401
         from skimage import data
         from sklearn.datasets import load_digits, load_sample_image
     except ImportError as error:
         raise ImportError(
-            f'the demo data set is made from pictures that scikit-learn and scikit-image ship, and '
-            f'{error.name} is missing; install both with: pip install scikit-learn scikit-image'
+            'the demo data set is made from pictures that scikit-learn and scikit-image ship and masks that '
+            f'pycocotools packs, and {error.name} is missing; install all three with: pip install '
+            'scikit-learn scikit-image pycocotools'
         ) from error
     photographs = {
         'china': load_sample_image('china.jpg'),
@@ -277,6 +279,9 @@ def _write_split(root: Path, split: str, pictures: Iterator, settings: dict) -> 
 
 
 def _annotation(digit: int, mask: np.ndarray, scan: int) -> dict:
+    # Segmentation alone does without it, but for this data set.
+    from pycocotools import mask as coco_mask
+
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return dict(
         category_id=digit + 1,

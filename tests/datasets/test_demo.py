@@ -166,7 +166,7 @@ def test_bad_settings_are_refused(tmp_path, settings, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('package', ['sklearn', 'skimage'])
+@pytest.mark.parametrize('package', ['sklearn', 'skimage', 'pycocotools'])
 def test_a_missing_package_is_named_with_the_command(tmp_path, monkeypatch, package):
     real_import = builtins.__import__
 
