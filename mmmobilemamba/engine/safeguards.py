@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 HOOKS = ('SeedHook', 'FiniteLossHook')
 # Schedules that may well end long before the training.
 WARM_UPS = ('Linear', 'Constant', 'Warmup')
+ENDLESS = 10**9  # as MMEngine's schedules are by default
 
 
 def add_safeguards(cfg: Config) -> None:
@@ -76,7 +77,7 @@ def _warn_of_schedule_of_other_length(cfg: Config) -> None:
         and not any(word in str(schedule.type) for word in WARM_UPS)
     }
     end = max((schedule.get('end') or 0 for schedule in schedules.values()), default=0)
-    if not (length and end) or end == length:
+    if not length or end in (0, length) or end >= ENDLESS:
         return
     settings = [
         f'{name}.{key}={round(schedule[key] * length / end)}'

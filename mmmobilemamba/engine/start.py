@@ -44,9 +44,10 @@ def resume_training(cfg: Config, resume: str | None) -> None:
 
     Raises:
         CheckpointError: If the checkpoint cannot be read, or is not one of a training run.
+        UserError: If the work directory speaks of a checkpoint that is gone.
     """
     if resume == 'auto':
-        resume = latest_checkpoint(cfg.work_dir)
+        resume = latest_checkpoint(cfg)
         found = f'resuming from {resume}' if resume else 'no checkpoint yet, training from the start'
         print_log(f'--resume in {cfg.work_dir}: {found}', logger='current')
     if resume is None:
@@ -71,24 +72,53 @@ def load_for_testing(cfg: Config, checkpoint: str) -> None:
     _load_strictly(cfg)
 
 
-def latest_checkpoint(work_dir: str | Path) -> str | None:
-    """The newest whole checkpoint of a run, passing over files that were cut short."""
-    work_dir = Path(work_dir)
-    files = [p for p in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', p.stem)]
-    files.sort(key=lambda p: p.stat().st_mtime, reverse=True)
+def latest_checkpoint(cfg: Config) -> str | None:
+    """The newest whole checkpoint of a run, passing over files that were cut short.
+
+    The checkpoint hook writes to the work directory, or to one of its name in its ``out_dir``, and writes
+    the path of the last one to the work directory.
+
+    Raises:
+        UserError: If a checkpoint was written, but none is left.
+    """
+    hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
+    work_dir = Path(cfg.work_dir)
+    folders = [work_dir]
+    if hook.get('out_dir'):
+        folders.insert(0, Path(hook['out_dir'], work_dir.absolute().name))
+    files = _checkpoints(folders, hook.get('filename_tmpl'))
     pointer = work_dir / 'last_checkpoint'
     if pointer.is_file():
-        # MMEngine writes it after the checkpoint; file times may be those of a copy.
-        last = Path(pointer.read_text().strip()).name
-        files.sort(key=lambda p: p.name != last)
-    for file in files:
+        # MMEngine writes it after the checkpoint; file times may be those of a copy. The folder it names
+        # may be that from which the run was moved or copied.
+        last = pointer.read_text().strip()
+        files = [*(str(folder / Path(last).name) for folder in folders), last, *files]
+    for file in dict.fromkeys(files):
+        if '://' not in file and not Path(file).is_file():
+            continue
         try:
-            _read_resumable(str(file))
+            _read_resumable(file)
         except CheckpointError as error:
             print_log(f'{file} is passed over: {error}', logger='current')
         else:
-            return str(file)
+            return file
+    if pointer.is_file():
+        raise UserError(
+            f'--resume: {pointer} names {last!r} as the last checkpoint of the run, but neither there nor in '
+            f'{" or ".join(map(str, folders))} is one that can be resumed. Give its file with --resume FILE, '
+            'or choose another --work-dir to train from the start.'
+        )
     return None
+
+
+def _checkpoints(folders: Sequence[Path], template: str | None) -> list[str]:
+    """The files in folders that are named as the checkpoint hook names them, the newest first."""
+    names = [template] if template else ['epoch_{}.pth', 'iter_{}.pth']
+    # Of the number, `re.escape` makes \{\}.
+    pattern = '|'.join(re.sub(r'\\\{.*?\\\}', r'\\d+', re.escape(name)) for name in names)
+    found = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
+    found = [file for file in found if file.is_file() and re.fullmatch(pattern, file.name)]
+    return [str(file) for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 
 def _read_resumable(filename: str) -> dict[str, Any]:

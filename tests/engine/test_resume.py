@@ -135,7 +135,7 @@ def test_detector_killed_in_mid_epoch(tmp_path, tool, det_config, coco_root, one
     config = inherit(det_config, DETECTION)
     train = ('--data-root', coco_root, '--no-validate', '--seed', 3, '--deterministic', '--work-dir')
     train_until_killed(config, 4, *train, 'resumed')
-    assert latest_checkpoint('resumed') == 'resumed/epoch_2.pth'
+    assert latest_checkpoint(Config(dict(work_dir='resumed'))) == 'resumed/epoch_2.pth'
     tool('train.py', config, *train, 'straight')
     tool('train.py', config, *train, 'resumed', '--resume')
     assert_ended_alike(tmp_path / 'straight', tmp_path / 'resumed', 'epoch_3.pth', 5)
@@ -149,7 +149,7 @@ def test_segmentor_interrupted_between_checkpoints(tmp_path, tool, seg_config, a
     config = inherit(seg_config, SEGMENTATION)
     train = ('--data-root', ade_root, '--deterministic', '--work-dir')
     train_until_killed(config, 4, *train, 'resumed', '--seed', 3)
-    assert latest_checkpoint('resumed') == 'resumed/iter_4.pth'
+    assert latest_checkpoint(Config(dict(work_dir='resumed'))) == 'resumed/iter_4.pth'
     tool('train.py', config, *train, 'straight', '--seed', 3)
     # The seed is that of the checkpoint.
     tool('train.py', config, *train, 'resumed', '--resume')
@@ -183,7 +183,7 @@ class TestWholeFiles:
         monkeypatch.setattr(Path, 'replace', lambda *paths: None)
         backend.put(b'half', tmp_path / 'epoch_2.pth')
         assert len(list(tmp_path.iterdir())) == 1
-        assert latest_checkpoint(tmp_path) is None
+        assert latest_checkpoint(Config(dict(work_dir=str(tmp_path)))) is None
 
 
 def log_of(function, cfg, monkeypatch) -> list[str]:
@@ -267,9 +267,12 @@ class TestSafeguards:
             warnings = log_of(engine.add_safeguards, engine.load_config(file, fits), monkeypatch)
             assert not [text for text in warnings if 'schedule' in text]
 
-    def test_warm_up_alone_may_end(self, monkeypatch):
+    def test_warm_up_may_end_and_others_may_not(self, monkeypatch):
         cfg = self.build()
         cfg.train_dataloader.persistent_workers = False
         cfg.train_cfg = dict(max_iters=100)
-        cfg.param_scheduler = [dict(type='LinearLR', by_epoch=False, end=10)]
+        cfg.param_scheduler = [
+            dict(type='LinearLR', by_epoch=False, end=10),
+            dict(type='CosineAnnealingLR', by_epoch=False, T_max=100, end=10**9),
+        ]
         assert log_of(engine.add_safeguards, cfg, monkeypatch) == []

@@ -30,21 +30,62 @@ def hook_of(cfg):
     return hook
 
 
+def found(work_dir, **hook) -> str | None:
+    return latest_checkpoint(Config(dict(work_dir=str(work_dir), default_hooks=dict(checkpoint=hook))))
+
+
 class TestLatestCheckpoint:
     def test_one_that_was_cut_short_is_passed_over(self, run):
-        assert latest_checkpoint(run) == str(run / 'epoch_10.pth')
+        assert found(run) == str(run / 'epoch_10.pth')
 
     def test_pointer_comes_before_file_times(self, run):
         (run / 'last_checkpoint').write_text('/elsewhere/epoch_9.pth')
-        assert latest_checkpoint(run) == str(run / 'epoch_9.pth')
+        assert found(run) == str(run / 'epoch_9.pth')
 
     @pytest.mark.parametrize('text', ['', '/elsewhere/epoch_11.pth', 'epoch_12.pth'])
     def test_useless_pointer_is_ignored(self, run, text):
         (run / 'last_checkpoint').write_text(text)
-        assert latest_checkpoint(run) == str(run / 'epoch_10.pth')
+        assert found(run) == str(run / 'epoch_10.pth')
 
     def test_none(self, tmp_path):
-        assert latest_checkpoint(tmp_path) is None
+        assert found(tmp_path) is None
+
+    def test_name_of_its_own(self, run):
+        for number in (2, 11):
+            torch.save(TRAINING_STATE, run / f'step-{number:03}+.pth')
+            os.utime(run / f'step-{number:03}+.pth', (20 - number, 20 - number))
+        assert found(run, filename_tmpl='step-{:03d}+.pth') == str(run / 'step-002+.pth')
+        (run / 'last_checkpoint').write_text(str(run / 'step-011+.pth'))
+        assert found(run, filename_tmpl='step-{:03d}+.pth') == found(run) == str(run / 'step-011+.pth')
+
+    def test_folder_of_its_own(self, run, tmp_path_factory):
+        elsewhere = tmp_path_factory.mktemp('elsewhere')
+        moved = elsewhere / run.name
+        moved.mkdir()
+        for epoch in (12, 13):
+            torch.save(TRAINING_STATE, moved / f'epoch_{epoch}.pth')
+            os.utime(moved / f'epoch_{epoch}.pth', (epoch, epoch))
+        assert found(run, out_dir=str(elsewhere)) == str(moved / 'epoch_13.pth')
+        (run / 'last_checkpoint').write_text(str(moved / 'epoch_12.pth'))
+        # With and without the option; and where that folder was moved since.
+        assert found(run, out_dir=str(elsewhere)) == found(run) == str(moved / 'epoch_12.pth')
+        (run / 'last_checkpoint').write_text(f'/gone/{run.name}/epoch_12.pth')
+        assert found(run, out_dir=str(elsewhere)) == str(moved / 'epoch_12.pth')
+
+    def test_copy_of_a_run_goes_on_from_its_own(self, run, tmp_path_factory):
+        copied = tmp_path_factory.mktemp('copy')
+        torch.save(TRAINING_STATE, copied / 'epoch_9.pth')
+        (copied / 'last_checkpoint').write_text(str(run / 'epoch_9.pth'))
+        assert found(copied) == str(copied / 'epoch_9.pth')
+
+    @pytest.mark.parametrize('name', ['gone.pth', 'epoch_11.pth'])
+    def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(self, run, name):
+        for epoch in (9, 10):
+            (run / f'epoch_{epoch}.pth').unlink()
+        assert found(run) is None
+        (run / 'last_checkpoint').write_text(f'/elsewhere/{name}')
+        with pytest.raises(UserError, match=f"names '/elsewhere/{name}'.*--resume FILE.*--work-dir"):
+            found(run)
 
 
 class TestResume:
