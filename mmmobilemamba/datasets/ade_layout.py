@@ -25,12 +25,20 @@ MAX_CLASSES = 254
 
 @dataclass(frozen=True)
 class AdeSplit:
-    """Where a split lies, relative to the data root, and what it holds."""
+    """Where a split lies, relative to the data root, and what it holds (None: not looked at)."""
 
     image_folder: str
     map_folder: str
     image_suffix: str
-    num_images: int
+    num_images: int | None
+
+    @classmethod
+    def unseen(cls, root: Path, split: str, image_suffix: str) -> 'AdeSplit':
+        """A split that is not to be checked, and may be missing: its images then end as given."""
+        images = Path('images') / split
+        found = _list_files(root / images, IMAGE_SUFFIXES)
+        suffix = Path(found[0]).suffix if found else image_suffix
+        return cls(str(images), str(Path('annotations') / split), suffix, None)
 
 
 def read_classes(root: Path) -> tuple[str, ...]:

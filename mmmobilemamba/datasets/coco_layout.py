@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,17 @@ SIDES = ('width', 'height')
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """Where a split lies, relative to the data root, and what it holds."""
+    """Where a split lies, relative to the data root, and what it holds (None: not looked at)."""
 
     ann_file: str
     image_folder: str
-    classes: tuple[str, ...]
-    num_images: int
+    classes: tuple[str, ...] | None = None
+    num_images: int | None = None
+
+    @classmethod
+    def named(cls, split: str) -> 'CocoSplit':
+        """The split 'train' or 'val', unseen."""
+        return cls(f'annotations/instances_{split}2017.json', f'{split}2017/')
 
 
 def read_coco_split(
@@ -50,17 +55,17 @@ def read_coco_split(
     Raises:
         UserError: If files are missing, or the annotations are not usable.
     """
-    ann_file, folder = f'annotations/instances_{split}2017.json', f'{split}2017'
-    check_layout(root, [ann_file], [folder], COCO_LAYOUT)
-    path = root / ann_file
+    place = CocoSplit.named(split)
+    check_layout(root, [place.ann_file], [place.image_folder.rstrip('/')], COCO_LAYOUT)
+    path = root / place.ann_file
     content = _read_json(path)
     classes = _check_categories(path, content['categories'])
     _check_images(path, content['images'])
     _check_annotations(path, content, with_masks)
     _check_boxes(path, content)
     _check_filter(path, content, filter_cfg or {})
-    _check_image_files(root / folder, content['images'])
-    return CocoSplit(ann_file, f'{folder}/', classes, len(content['images']))
+    _check_image_files(root / place.image_folder, content['images'])
+    return replace(place, classes=classes, num_images=len(content['images']))
 
 
 def _read_json(path: Path) -> dict[str, list[dict]]:

@@ -3,7 +3,8 @@
 import colorsys
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from ..errors import UserError
-from .ade_layout import read_ade_split, read_classes
+from .ade_layout import AdeSplit, read_ade_split, read_classes
 from .coco_layout import CocoSplit, read_coco_split
 from .layout import shorten
 
 GOLDEN_RATIO = 0.618
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def retarget(cfg: Config, data_root: str | Path) -> Config:
@@ -27,7 +29,8 @@ def retarget(cfg: Config, data_root: str | Path) -> Config:
 
     Args:
         cfg: A config of mmdet or mmseg; it is not changed. Without a ``train_dataloader``, the
-            training split is neither read nor needed.
+            training split is neither read nor needed; with one, but no ``val_dataloader``, the
+            validation split is not.
         data_root: Folder of the data set.
 
     Returns:
@@ -53,12 +56,13 @@ def retarget(cfg: Config, data_root: str | Path) -> Config:
 
 
 def check_data_exists(cfg: Config) -> None:
-    """Check that the files and folders of a config's own data set are there.
+    """Check that the files and folders of a config's own data set are there, as far as its run reads them.
 
     Raises:
         UserError: If one is missing.
     """
-    for loader, dataset in _datasets(cfg):
+    read = ('train_dataloader', 'val_dataloader') if cfg.get('train_dataloader') else ('test_dataloader',)
+    for loader, dataset in _datasets(cfg, read):
         places = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
         for place in filter(None, places):
             path = os.path.join(dataset.get('data_root') or '', place)
@@ -83,7 +87,9 @@ def _retarget_coco(cfg: Config, root: Path) -> int:
     splits = {}
     for loader, dataset in _datasets(cfg):
         split = 'train' if loader == 'train_dataloader' else 'val'
-        if split not in splits:
+        if split == 'val' and _validation_is_skipped(cfg):
+            splits[split] = replace(CocoSplit.named(split), classes=splits['train'].classes)
+        elif split not in splits:
             with_masks = any(t.get('with_mask') for t in dataset.get('pipeline', []))
             filter_cfg = dataset.get('filter_cfg') if split == 'train' else None
             splits[split] = read_coco_split(root, split, with_masks, filter_cfg)
@@ -133,7 +139,9 @@ def _retarget_ade(cfg: Config, root: Path) -> int:
     splits = {}
     for loader, dataset in _datasets(cfg):
         split = 'training' if loader == 'train_dataloader' else 'validation'
-        if split not in splits:
+        if split == 'validation' and _validation_is_skipped(cfg):
+            splits[split] = AdeSplit.unseen(root, split, splits['training'].image_suffix)
+        elif split not in splits:
             splits[split] = read_ade_split(root, split, len(classes))
         # ADE20KDataset refuses classes other than its own.
         dataset.type = 'BaseSegDataset'
@@ -147,9 +155,14 @@ def _retarget_ade(cfg: Config, root: Path) -> int:
     return len(classes)
 
 
-def _datasets(cfg: Config) -> Iterator[tuple[str, dict[str, Any]]]:
+def _validation_is_skipped(cfg: Config) -> bool:
+    """Whether a run trains without validation: only a later test will read the validation split."""
+    return bool(cfg.get('train_dataloader')) and not cfg.get('val_dataloader')
+
+
+def _datasets(cfg: Config, loaders: Sequence[str] = LOADERS) -> Iterator[tuple[str, dict[str, Any]]]:
     """The innermost data sets of a config, each with the name of its data loader."""
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    for name in loaders:
         if cfg.get(name):
             pending = [cfg[name].dataset]
             while pending:
@@ -177,7 +190,7 @@ def set_num_classes(node: Any, num_classes: int) -> int:
 
 
 def _log(root: Path, classes: tuple[str, ...], num_images: dict[str, int]) -> None:
-    images = ', '.join(f'{count} {name} images' for name, count in num_images.items())
+    images = ', '.join(f'{count} {name} images' for name, count in num_images.items() if count is not None)
     print_log(
         f'Data root {root}: {images}, {len(classes)} classes ({shorten(classes)})',
         logger='current',

@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
+from mmmobilemamba import engine
 from mmmobilemamba.datasets import check_data_exists, coco_layout, retarget
 from mmmobilemamba.datasets.data_root import make_palette
 from mmmobilemamba.errors import UserError
@@ -42,6 +43,7 @@ def det_config() -> Config:
                 bbox_head=dict(type='RetinaHead', num_classes=80),
             ),
             train_dataloader=dict(dataset=train),
+            default_hooks={},
             val_dataloader=test,
             test_dataloader=test,
             val_evaluator=evaluator,
@@ -69,6 +71,7 @@ def seg_config() -> Config:
                 auxiliary_head=[dict(type='FCNHead', num_classes=150)],
             ),
             train_dataloader=loader('training'),
+            default_hooks={},
             val_dataloader=loader('validation'),
             test_dataloader=loader('validation'),
             val_evaluator=dict(type='IoUMetric'),
@@ -147,6 +150,20 @@ class TestDetection:
         with pytest.raises(UserError, match='lacks annotations/instances_train2017.json'):
             retarget(det_config(), coco_root)
 
+    def test_training_without_validation_needs_no_validation_split(self, coco_root):
+        complete = retarget(det_config(), coco_root)
+        (coco_root / 'annotations/instances_val2017.json').unlink()
+        (coco_root / 'val2017').rename(coco_root / 'away')
+        cfg = det_config()
+        engine.skip_validation(cfg)
+        cfg = retarget(cfg, coco_root)
+        check_data_exists(cfg)
+        # What is dumped can be tested once the split is there.
+        for part in ('model', 'train_dataloader', 'test_dataloader', 'test_evaluator'):
+            assert cfg[part] == complete[part], part
+        with pytest.raises(UserError, match='lacks annotations/instances_val2017.json'):
+            retarget(det_config(), coco_root)
+
     def test_category_of_val_only_is_refused(self, coco_root):
         edit_json(coco_root, lambda c: c['categories'].append(dict(id=3, name='x')), 'val')
         with pytest.raises(UserError, match='only in val: x'):
@@ -196,6 +213,23 @@ class TestSegmentation:
         with pytest.raises(UserError, match='lacks images/training/'):
             retarget(seg_config(), ade_root)
 
+    @pytest.mark.parametrize('missing', [False, True])
+    def test_training_without_validation_needs_no_validation_split(self, ade_root, missing):
+        for path in ade_root.glob('images/validation/*.jpg' if not missing else '*/validation/*'):
+            # Of another kind than those for training, and the maps are not whole.
+            path.unlink() if missing else path.rename(path.with_suffix('.png'))
+        complete = None if missing else retarget(seg_config(), ade_root)
+        if not missing:
+            next(ade_root.glob('annotations/validation/*')).write_text('')
+        cfg = seg_config()
+        engine.skip_validation(cfg)
+        cfg = retarget(cfg, ade_root)
+        assert cfg.model.decode_head.num_classes == 3
+        assert cfg.test_dataloader.dataset.img_suffix == ('.jpg' if missing else '.png')
+        assert missing or cfg.test_dataloader == complete.test_dataloader
+        with pytest.raises(UserError, match='holds no image|cannot be read'):
+            retarget(seg_config(), ade_root)
+
 
 def test_missing_data_of_the_config_itself_is_refused(coco_root):
     cfg = det_config()
@@ -208,6 +242,9 @@ def test_missing_data_of_the_config_itself_is_refused(coco_root):
         check_data_exists(cfg)
     cfg.train_dataloader = None
     check_data_exists(cfg)
+    (coco_root / 'val2017').rename(coco_root / 'away too')
+    with pytest.raises(UserError, match='val2017/ does not exist; the test_dataloader'):
+        check_data_exists(cfg)
 
 
 def test_other_scopes_and_models_without_heads_are_refused(coco_root):
