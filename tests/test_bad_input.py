@@ -87,6 +87,10 @@ BACKBONE = [
     backbone('output twice', dict(out_indices=(1, 1)), 'out_indices=(1, 1)', 'increasing'),
     backbone('output as a number', dict(out_indices=3), 'out_indices=3', '0 (stem), 1, 2, 3'),
     backbone('frozen stage 4', dict(frozen_stages=4), 'frozen_stages=4', '-1 (none), 0 (stem)'),
+    backbone('frozen stage as a fraction', dict(frozen_stages=1.0), 'frozen_stages=1.0', '-1 (none)'),
+    backbone('layer norm', dict(norm_cfg=dict(type='LN')), "norm_cfg={'type': 'LN'}", "dict(type='BN') or"),
+    backbone('unknown norm', dict(norm_cfg=dict(type='BM')), "norm_cfg={'type': 'BM'}", "dict(type='BN') or"),
+    backbone('norm by name', dict(norm_cfg='SyncBN'), "norm_cfg='SyncBN'", "dict(type='BN') or"),
     backbone('frozen stage as text', dict(frozen_stages='1'), "frozen_stages='1'", '-1 (none), 0 (stem)'),
     backbone(
         'frozen stage not built', dict(frozen_stages=3, out_indices=(1, 2)), 'frozen_stages=3', 'lower it'

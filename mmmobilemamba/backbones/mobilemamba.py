@@ -99,7 +99,7 @@ class MobileMamba(BaseModule):
                  norm_cfg: NormCfg = DEFAULT_NORM, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
         self.arch = Arch.create(arch)
-        self._check(in_channels, out_indices, frozen_stages, drop_path_rate)
+        self._check(in_channels, out_indices, frozen_stages, drop_path_rate, norm_cfg)
         check_backend(scan_backend)
         self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
@@ -122,7 +122,7 @@ class MobileMamba(BaseModule):
 
     @staticmethod
     def _check(in_channels: int, out_indices: Sequence[int], frozen_stages: int,
-               drop_path_rate: float | None) -> None:
+               drop_path_rate: float | None, norm_cfg: NormCfg) -> None:
         if not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f'in_channels={in_channels!r} is not allowed: an integer of at least 1')
         allowed = range(NUM_STAGES + 1)
@@ -131,7 +131,7 @@ class MobileMamba(BaseModule):
                 or any(a >= b for a, b in pairwise(out_indices))):
             raise ValueError(f'out_indices={out_indices!r} is not allowed: increasing integers out of '
                              '0 (stem), 1, 2, 3 (stages), at least one')
-        if frozen_stages not in range(-1, NUM_STAGES + 1):
+        if not isinstance(frozen_stages, int) or frozen_stages not in range(-1, NUM_STAGES + 1):
             raise ValueError(f'frozen_stages={frozen_stages!r} is not allowed: -1 (none), 0 (stem), or '
                              '1, 2, 3 (stem and the stages up to that one)')
         if frozen_stages > max(out_indices):
@@ -140,6 +140,11 @@ class MobileMamba(BaseModule):
         if drop_path_rate is not None and not (
                 isinstance(drop_path_rate, int | float) and 0 <= drop_path_rate < 1):
             raise ValueError(f'drop_path_rate={drop_path_rate!r} is not allowed: None, or in [0, 1)')
+        norm = norm_cfg.get('type') if isinstance(norm_cfg, dict) else None
+        norm = MODELS.get(norm) if isinstance(norm, str) else norm
+        if not isinstance(norm, type) or not issubclass(norm, _BatchNorm):
+            raise ValueError(f'norm_cfg={norm_cfg!r} is not allowed: the config of a batch normalisation, '
+                             "dict(type='BN') or dict(type='SyncBN')")
 
     def _make_stem(self, in_channels: int, norm_cfg: NormCfg) -> nn.Sequential:
         width = self.arch.widths[0]

@@ -59,10 +59,10 @@ def test_other_types_are_refused():
         build(nn.Linear(1, 1), dtype='float64')
 
 
-# float16 is slow on a CPU. At 64 pixels the last maps are one pixel wide, where PyTorch 2.13 computes
+# float16 is slow on a CPU. At 96 pixels the last maps are two pixels wide, where PyTorch 2.13 computes
 # strided convolutions of bfloat16 wrongly on CPUs with AMX.
 @pytest.mark.slow
-@pytest.mark.parametrize('dtype, size', [('bfloat16', 160), ('float16', 64)])
+@pytest.mark.parametrize('dtype, size', [('bfloat16', 160), ('float16', 96)])
 def test_losses_of_200_steps_on_the_demo_data_are_those_of_float32(tmp_path, tool, dtype, size):
     make_demo_data(tmp_path / 'demo', num_train=400, num_val=8)
     config = REPOSITORY / 'configs/det/demo/retinanet_mobilemamba_demo.py'
