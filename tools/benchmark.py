@@ -26,8 +26,7 @@ from mmmobilemamba.benchmark.measure import Settings, measure
 from mmmobilemamba.engine import user_errors_reported
 from mmmobilemamba.engine.config import check_writable
 from mmmobilemamba.errors import UserError
-from mmmobilemamba.evaluation.cost import device_name
-from mmmobilemamba.evaluation.load import check_device
+from mmmobilemamba.evaluation.load import check_device, device_name
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 SUFFIXES = ('.md', '.csv', '.json', '.png', '.pdf', '.svg')

@@ -3,18 +3,31 @@
 
 At each size: mAP or mIoU, FLOPs, latency and peak memory (batch size 1). Writes resolution.json, .csv,
 .md and .png to the work directory. Sizes that resolution.json already holds for the same config,
-weights, data and device are not run again, so an interrupted run goes on where it stopped.
+weights, data, --repeats and device are not run again, so an interrupted run goes on where it stopped.
+
+Peak memory is that of one prediction, as tools/benchmark.py has it. GPU: what PyTorch allocates, weights
+included. CPU (Linux): by how much the resident memory of a fresh process grows from before the model is built
+to the peak of its second prediction, libraries left out.
 """
 
 import copy
 from pathlib import Path
 
 from mmmobilemamba import engine
+from mmmobilemamba.benchmark.accuracy_and_cost import evaluate_at
 from mmmobilemamba.datasets import check_data_exists, retarget
 from mmmobilemamba.errors import UserError
 from mmmobilemamba.evaluation import table
-from mmmobilemamba.evaluation.load import check_device
-from mmmobilemamba.evaluation.resolution import MODES, ResultFile, TestSize, result_key, set_mode, test_scale
+from mmmobilemamba.evaluation.load import check_device, device_name
+from mmmobilemamba.evaluation.resolution import (
+    MODES,
+    ResultFile,
+    TestSize,
+    result_key,
+    scale_name,
+    set_mode,
+    test_scale,
+)
 
 
 def parse_args():
@@ -26,7 +39,8 @@ def parse_args():
         required=True,
         metavar='SIZE',
         help='test sizes: the shorter side in pixels (512), in the proportions of the scale of the '
-        'config, or a whole scale, width x height (1333x800)',
+        'config, or a whole scale, height x width (800x1333) as in the tables and in tools/benchmark.py; the '
+        'Resize of a pipeline has them the other way round',
     )
     parser.add_argument(
         '--mode',
@@ -79,21 +93,18 @@ def main():
 
 
 def evaluate(args, cfg, points, windows):
-    from mmmobilemamba.evaluation.cost import device_name
-    from mmmobilemamba.evaluation.measure import evaluate_at
-
     work_dir = Path(cfg.work_dir)
     file = ResultFile(work_dir / 'resolution.json')
     # The work directory changes no result.
     described = copy.deepcopy(cfg)
     described.pop('work_dir')
-    depends = (str(args.deploy), str(windows), device_name(check_device(None)))
+    depends = (str(args.deploy), str(windows), f'repeats={args.repeats}', device_name(check_device(None)))
     results = []
     for number, (scale, mode) in enumerate(points, start=1):
         key = result_key(described, args.checkpoint, scale, mode, *depends)
         result = file.get(key)
         state = 'done before' if result else 'testing'
-        print(f'[{number}/{len(points)}] {scale[0]}x{scale[1]}, {mode}: {state}', flush=True)
+        print(f'[{number}/{len(points)}] {scale_name(scale)}, {mode}: {state}', flush=True)
         if result is None:
             result = evaluate_at(copy.deepcopy(cfg), scale, mode, windows, args.deploy, args.repeats)
             file.add(key, result)

@@ -128,6 +128,10 @@ class Workload:
         images = torch.randn(self.batch, 3, self.height, self.width, generator=generator)
         return model.to(device, self.dtype, **layout), images.to(device, self.dtype, **layout)
 
+    def make(self, device: torch.device | str) -> tuple[nn.Module, Tensor]:
+        """A model of its own and images for it."""
+        return self.prepare(self.candidate.build(), device)
+
     def runner(self, model: nn.Module, device: torch.device | str) -> Run:
         """Its forward pass, in a copy of the model that is compiled where the candidate is."""
         module, images = self.prepare(copy.deepcopy(model), device)

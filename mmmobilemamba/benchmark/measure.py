@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,7 +74,8 @@ def measure(
     if settings.memory:
         for workload in progress(workloads, 'peak memory'):
             with _failures_reported(workload):
-                memory[workload] = peak_memory(workload, settings.device)
+                make = partial(workload.make, settings.device)
+                memory[workload] = peak_memory(make, settings.device, str(workload))
         if None in memory.values():
             print_log('Peak memory on a CPU is known on Linux only', logger='current')
     results = []

@@ -36,6 +36,15 @@ def check_device(device: str | None) -> torch.device:
     return found
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's own name, or 'CPU' with the number of threads."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    if device.type == 'cpu':
+        return f'CPU, {torch.get_num_threads()} threads'
+    return str(device)
+
+
 def load_model(
     cfg: Config,
     checkpoint: str,

@@ -23,7 +23,7 @@ class TestSize:
 
     Attributes:
         short: The shorter side in pixels, or None.
-        scale: (width, height) as the ``Resize`` of a pipeline takes it, or None.
+        scale: (height, width), or None.
     """
 
     # pytest would take it for a test by its name.
@@ -34,16 +34,16 @@ class TestSize:
 
     @classmethod
     def parse(cls, text: str) -> 'TestSize':
-        """Read '800' or '1333x800' (width x height).
+        """Read '800' or '800x1333' (height x width).
 
         Raises:
             UserError: If it is neither.
         """
-        parts = text.lower().split('x')
+        parts = text.lower().replace('×', 'x').split('x')
         if not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts) or len(parts) > 2:
             raise UserError(
-                f'The size {text!r} is neither a shorter side in pixels (512) nor a scale, width x height '
-                '(1333x800).'
+                f'The size {text!r} is neither a shorter side in pixels (512) nor a scale, height x width '
+                '(800x1333).'
             )
         if len(parts) == 1:
             return cls(short=int(text))
@@ -57,35 +57,36 @@ class TestSize:
 
 
 @dataclass
-class Result:
+class SizeResult:
     """Accuracy and cost at one test size.
 
     Attributes:
-        scale: 'width x height' of the pipeline's ``Resize``.
+        scale: (height, width) of the pipeline's ``Resize``.
         mode: 'whole' or 'slide'.
         metrics: Everything that the evaluator of the config reports.
         input_size: (height, width) in pixels of the image that cost was measured with.
         gflops: Multiply-adds of one prediction without the selective scan, in 1e9.
         scan_gflops: Operations of the selective scan, in 1e9.
         latency_ms: Median time of one prediction, batch size 1.
-        peak_memory_mib: Peak memory of one prediction, weights included, in MiB.
+        peak_memory_mib: Peak memory of one prediction in MiB, as
+            :func:`mmmobilemamba.benchmark.memory.peak_memory` tells it; None where it cannot be known.
         device: Name of the device.
     """
 
-    scale: str
+    scale: tuple[int, int]
     mode: str
     metrics: dict[str, float]
     input_size: tuple[int, int]
     gflops: float
     scan_gflops: float
     latency_ms: float
-    peak_memory_mib: float
+    peak_memory_mib: float | None
     device: str
 
     @property
     def short(self) -> int:
         """Shorter side of the scale."""
-        return min(map(int, self.scale.split('x')))
+        return min(self.scale)
 
 
 class ResultFile:
@@ -104,19 +105,19 @@ class ResultFile:
         if path.is_file():
             try:
                 self._results = json.loads(path.read_text(encoding='utf-8'))['results']
-                [Result(**entry) for entry in self._results.values()]
+                [SizeResult(**entry) for entry in self._results.values()]
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise UserError(
                     f'{path} is not a file of results ({type(error).__name__}: {error}). Remove it, or '
                     'choose another --work-dir.'
                 ) from error
 
-    def get(self, key: str) -> Result | None:
+    def get(self, key: str) -> SizeResult | None:
         """The result of that key, if it is there."""
         entry = self._results.get(key)
-        return Result(**entry) if entry else None
+        return SizeResult(**entry) if entry else None
 
-    def add(self, key: str, result: Result) -> None:
+    def add(self, key: str, result: SizeResult) -> None:
         """Keep a result."""
         self._results[key] = asdict(result)
         scratch = self.path.with_suffix('.tmp')
@@ -125,35 +126,54 @@ class ResultFile:
         os.replace(scratch, self.path)
 
 
+def scale_name(scale: tuple[int, int]) -> str:
+    """A (height, width) as text."""
+    return 'x'.join(map(str, scale))
+
+
 def result_key(cfg: Config, checkpoint: str, scale: tuple[int, int], mode: str, *others: str) -> str:
-    """Name of a result by all that it depends on: config, weights, size, mode and anything else given."""
+    """Name of a result by all that it depends on: config, weights, data, size, mode and others."""
     digest = hashlib.sha256(cfg.pretty_text.encode())
+    digest.update(repr(_data_state(cfg)).encode())
     if Path(checkpoint).is_file():
         with open(checkpoint, 'rb') as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     else:
         digest.update(checkpoint.encode())
-    return ' '.join([f'{scale[0]}x{scale[1]}', mode, *others, digest.hexdigest()[:16]])
+    return ' '.join([scale_name(scale), mode, *others, digest.hexdigest()[:16]])
+
+
+def _data_state(cfg: Config) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of the test data's files: images, annotations, label maps."""
+    dataset = innermost_test_dataset(cfg)
+    evaluators = cfg.get('test_evaluator') or []
+    root = Path(dataset.get('data_root') or '')
+    places = [root / p for p in (dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()) if p]
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        places += [Path(evaluator['ann_file'])] if evaluator.get('ann_file') else []
+    files = {file for place in places for file in (place.rglob('*') if place.is_dir() else [place])}
+    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files) if f.is_file()]
 
 
 def test_scale(cfg: Config) -> tuple[int, int]:
-    """The (width, height) that the test pipeline of a config resizes to.
+    """The (height, width) that the test pipeline of a config resizes to.
 
     Raises:
         UserError: If the pipeline has not exactly one ``Resize`` with a scale, or other steps that fix
             a size.
     """
     scale = _resize_step(cfg)['scale']
-    return (scale, scale) if isinstance(scale, int) else tuple(scale)
+    return (scale, scale) if isinstance(scale, int) else tuple(scale)[::-1]
 
 
 test_scale.__test__ = False
 
 
 def set_test_scale(cfg: Config, scale: tuple[int, int]) -> None:
-    """Make the test pipeline of a config resize to ``scale``, (width, height)."""
-    _resize_step(cfg)['scale'] = scale
+    """Make the test pipeline of a config resize to ``scale``, (height, width)."""
+    # Pipelines have it the other way round.
+    _resize_step(cfg)['scale'] = scale[::-1]
 
 
 def _resize_step(cfg: Config) -> dict[str, Any]:

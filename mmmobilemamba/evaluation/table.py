@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from .resolution import MAIN_METRICS, MODES, Result
+from .resolution import MAIN_METRICS, MODES, SizeResult
 
 # name in CSV, heading in Markdown, digits after the point
 COSTS = (
@@ -16,19 +16,19 @@ COSTS = (
 )
 
 
-def main_metrics(results: Sequence[Result]) -> list[str]:
+def main_metrics(results: Sequence[SizeResult]) -> list[str]:
     """The metrics to compare by; all, if none of the usual ones is there."""
     reported = list(dict.fromkeys(name for result in results for name in result.metrics))
     return [name for name in MAIN_METRICS if name in reported] or reported
 
 
-def to_markdown(results: Sequence[Result]) -> str:
+def to_markdown(results: Sequence[SizeResult]) -> str:
     """A table with one row per size and mode; mAP and mIoU in per cent."""
     names = main_metrics(results)
-    heads = ['test scale', 'mode', 'input (h×w)', *map(_short, names), *(head for _, head, _ in COSTS)]
+    heads = ['test scale (h×w)', 'mode', 'input (h×w)', *map(_short, names), *(head for _, head, _ in COSTS)]
     rows = [
         [
-            result.scale,
+            '×'.join(map(str, result.scale)),
             result.mode,
             '×'.join(map(str, result.input_size)),
             *(_number(percent(name, result.metrics.get(name)), 1) for name in names),
@@ -40,21 +40,23 @@ def to_markdown(results: Sequence[Result]) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def to_csv(results: Sequence[Result]) -> str:
+def to_csv(results: Sequence[SizeResult]) -> str:
     """All metrics and costs, unrounded, as the evaluator reported them."""
     names = list(dict.fromkeys(name for result in results for name in result.metrics))
     fields = [field for field, _, _ in COSTS]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['scale', 'mode', 'input_height', 'input_width', *names, *fields, 'device'])
+    writer.writerow(
+        ['scale_height', 'scale_width', 'mode', 'input_height', 'input_width', *names, *fields, 'device']
+    )
     for r in results:
         values = [r.metrics.get(name, '') for name in names]
         costs = [getattr(r, field) for field in fields]
-        writer.writerow([r.scale, r.mode, *r.input_size, *values, *costs, r.device])
+        writer.writerow([*r.scale, r.mode, *r.input_size, *values, *costs, r.device])
     return text.getvalue()
 
 
-def plot(results: Sequence[Result], path: Path, title: str) -> None:
+def plot(results: Sequence[SizeResult], path: Path, title: str) -> None:
     """Draw the main metrics against test size, FLOPs and latency."""
     from matplotlib.figure import Figure
 

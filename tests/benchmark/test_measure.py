@@ -1,5 +1,6 @@
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -68,9 +69,14 @@ def test_failures_come_before_the_timing(monkeypatch):
         measure([[Workload(PLAIN, 64, 64)], [Workload(broken, 64, 64)]], QUICK)
 
 
+def peak_of(side):
+    workload = Workload(PLAIN, side, side)
+    return memory.peak_memory(partial(workload.make, CPU), CPU, str(workload))
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is told by /proc')
 def test_peak_memory_is_that_of_weights_and_images():
-    small, large = (memory.peak_memory(Workload(PLAIN, side, side), CPU) for side in (64, 1536))
+    small, large = (peak_of(side) for side in (64, 1536))
     # Growth of that kind is known to a few pages of the allocator only.
     assert 0 < small < 30 * 2**20
     images = 4 * 3 * 1536 * 1536
@@ -90,4 +96,4 @@ def test_a_killed_process_is_explained(monkeypatch):
 
     monkeypatch.setattr(memory, 'ProcessPoolExecutor', Pool)
     with pytest.raises(UserError, match='plain, 64x64.*was killed.*--no-memory'):
-        memory.peak_memory(Workload(PLAIN, 64, 64), CPU)
+        peak_of(64)
