@@ -338,19 +338,20 @@ def load_pretrained(model: nn.Module, filename: str, prefix: str = '') -> None:
     print_log(f'MobileMamba: loaded {filename}', logger='current')
 
 
-def to_authors_checkpoint(checkpoint: Mapping[str, Any], wavelet: str = 'haar') -> dict[str, Any]:
+def to_authors_checkpoint(checkpoint: Mapping[str, Any], wavelet: str | None = None) -> dict[str, Any]:
     """A checkpoint of ours as the authors would have written it.
 
     Args:
         checkpoint: of a bare backbone, or of a detector or segmentor (backbone under ``backbone.``).
-        wavelet: the wavelet of the backbone.
+        wavelet: the wavelet of the backbone; None takes that of the config in the checkpoint, haar if
+            it names none.
 
     Returns:
         For a backbone a bare state dict, for a whole model ``{'state_dict': …}``; neck and heads keep
         their names, which are the authors' too.
 
     Raises:
-        CheckpointError: when it holds no MobileMamba in our layout.
+        CheckpointError: when it holds no MobileMamba in our layout, or a folded one.
     """
     tensors = extract_state_dict(checkpoint)
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in tensors) else ''
@@ -359,6 +360,13 @@ def to_authors_checkpoint(checkpoint: Mapping[str, Any], wavelet: str = 'haar') 
         raise CheckpointError('the checkpoint is in the authors\' layout already')
     if not any(key.startswith('stem.') for key in own):
         raise CheckpointError(f'no MobileMamba found: the keys begin with {", ".join(list(own)[:3])}')
+    if not any(key.endswith('running_mean') for key in own):
+        raise CheckpointError('the MobileMamba was folded by switch_to_deploy(), which the authors\' layout '
+                              'has no keys for; convert the checkpoint it was folded from')
+    if wavelet is None:
+        config = str(checkpoint.get('meta', {}).get('cfg', ''))
+        found = re.search(r"""\bwavelet['"]?\s*[=:]\s*['"]([\w.]+)""", config)
+        wavelet = found[1] if found else 'haar'
     converted = {prefix + k: v for k, v in to_authors_layout(own, wavelet).items()}
     if not prefix:
         return converted

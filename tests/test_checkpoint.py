@@ -7,6 +7,7 @@ import pytest
 import torch
 from golden import FOLDER, GOLDEN_VARIANTS, authors_state_dict
 from mmengine.runner import load_checkpoint
+from tiny import TINY
 
 from mmmobilemamba import MobileMamba, checkpoint
 from mmmobilemamba.checkpoint import (
@@ -159,6 +160,20 @@ def test_convert_checkpoint_tool(tmp_path, t2):
         to_authors_checkpoint({'state_dict': written})
     with pytest.raises(CheckpointError, match='no MobileMamba found'):
         to_authors_checkpoint({'weight': torch.ones(1)})
+    folded = MobileMamba(TINY).eval()
+    folded.switch_to_deploy()
+    with pytest.raises(CheckpointError, match='convert the checkpoint it was folded from'):
+        to_authors_checkpoint(folded.state_dict())
+
+
+@pytest.mark.parametrize('config', ["wavelet='db2'", "'wavelet': 'db2'"])
+def test_wavelet_of_the_config(config):
+    model = MobileMamba({**TINY, 'wavelet': 'db2'})
+    ours = {f'backbone.{k}': v for k, v in model.state_dict().items()}
+    checkpoint = to_authors_checkpoint({'state_dict': ours, 'meta': {'cfg': f'arch = dict({config})'}})
+    model.load_state_dict({k.removeprefix('backbone.'): v for k, v in checkpoint['state_dict'].items()})
+    with pytest.raises(CheckpointError):
+        MobileMamba(TINY).load_state_dict(to_authors_checkpoint(model.state_dict(), 'db2'))
 
 
 def test_authors_key_is_one_to_one():

@@ -19,7 +19,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', help='checkpoint of a backbone, detector or segmentor trained here')
     parser.add_argument('target', type=Path, help='file to write')
-    parser.add_argument('--wavelet', default='haar', help='wavelet of the backbone (default: %(default)s)')
+    parser.add_argument('--wavelet', help='wavelet of the backbone, if the checkpoint has no config')
     args = parser.parse_args()
     if args.target.exists():
         parser.error(f'{args.target} exists already; name another file')
