@@ -2,7 +2,7 @@
 """Test a detector or segmentor: the metrics of the config, and pictures of the predictions."""
 
 from mmmobilemamba import engine
-from mmmobilemamba.datasets import check_data_exists, retarget
+from mmmobilemamba.datasets import with_data
 
 
 def parse_args():
@@ -10,8 +10,7 @@ def parse_args():
     parser.add_argument('checkpoint', help='file or address of the weights')
     parser.add_argument(
         '--out',
-        help='write the predictions: a .pkl file for detection, a folder of label maps for '
-        'segmentation',
+        help='write the predictions: a .pkl file for detection, a folder of label maps for segmentation',
     )
     parser.add_argument('--show', action='store_true', help='show each drawn image in a window')
     parser.add_argument(
@@ -39,10 +38,7 @@ def main():
         engine.skip_training(cfg)
         engine.load_for_testing(cfg, args.checkpoint)
         engine.set_work_dir(cfg, args.work_dir)
-        if args.data_root is not None:
-            cfg = retarget(cfg, args.data_root)
-        else:
-            check_data_exists(cfg)
+        cfg = engine.in_first_process(with_data, cfg, args.data_root)
         engine.show_predictions(cfg, args.show, args.show_dir, args.wait_time)
         engine.dump_predictions(cfg, args.out)
         if args.tta:

@@ -2,7 +2,7 @@
 """Train a detector or segmentor."""
 
 from mmmobilemamba import engine
-from mmmobilemamba.datasets import check_data_exists, retarget
+from mmmobilemamba.datasets import with_data
 
 
 def parse_args():
@@ -50,10 +50,7 @@ def main():
         engine.resume_training(cfg, args.resume)
         if args.no_validate:
             engine.skip_validation(cfg)
-        if args.data_root is not None:
-            cfg = retarget(cfg, args.data_root)
-        else:
-            check_data_exists(cfg)
+        cfg = engine.in_first_process(with_data, cfg, args.data_root)
         if args.amp:
             engine.enable_amp(cfg)
         if args.auto_scale_lr:

@@ -1,3 +1,3 @@
-from .data_root import check_data_exists, retarget
+from .data_root import check_data_exists, retarget, with_data
 
-__all__ = ['check_data_exists', 'retarget']
+__all__ = ['check_data_exists', 'retarget', 'with_data']

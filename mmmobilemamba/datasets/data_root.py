@@ -20,6 +20,18 @@ GOLDEN_RATIO = 0.618
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
+def with_data(cfg: Config, data_root: str | Path | None) -> Config:
+    """A config whose data are there: its own data set, or the one in ``data_root``.
+
+    Raises:
+        UserError: As :func:`check_data_exists` and :func:`retarget`.
+    """
+    if data_root is not None:
+        return retarget(cfg, data_root)
+    check_data_exists(cfg)
+    return cfg
+
+
 def retarget(cfg: Config, data_root: str | Path) -> Config:
     """Point a config at another data set of the same layout, and check that data set.
 

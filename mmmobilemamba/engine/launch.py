@@ -3,21 +3,29 @@
 import atexit
 import gc
 import os
-from typing import Any
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
 
 from ..errors import UserError
 
+T = TypeVar('T')
+
 
 def init_processes(cfg: Config, launcher: str, local_rank: int = 0) -> None:
-    """Prepare for the launcher that started this process.
+    """Prepare for the launcher that started this process, and begin the communication of several.
 
-    MMEngine starts the communication of GPU processes itself, but knows none of a CPU.
+    MMEngine's runner would begin that of GPU processes later, and knows none of a CPU.
 
     Args:
         cfg: The config to change.
@@ -45,6 +53,38 @@ def init_processes(cfg: Config, launcher: str, local_rank: int = 0) -> None:
         )
     if gpus == 0:
         _init_cpu_processes(cfg, launcher)
+    elif 'runner_type' not in cfg:  # Other runners may have a way of their own.
+        env = cfg.get('env_cfg') or {}
+        set_multi_processing(**env.get('mp_cfg', {}), distributed=True)
+        init_dist(launcher, **env.get('dist_cfg', {}))
+
+
+def in_first_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in the first of all processes alone, and give its result to all.
+
+    An error ends all processes, and the first alone tells of it. Call it after :func:`init_processes`.
+
+    Args:
+        function: Takes as long as it likes. Its result can be pickled, and is not None.
+        arguments: For the function.
+    """
+    if not is_distributed():
+        return function(*arguments)
+    # Gloo waits without a GPU, and as long as is needed.
+    group = torch.distributed.new_group(backend='gloo', timeout=timedelta(days=2))
+    result = [None]
+    try:
+        if is_main_process():
+            result = [function(*arguments)]
+    finally:
+        torch.distributed.broadcast_object_list(result, group=group)
+    if result[0] is None:
+        # Launchers end all processes at the end of one; so wait for the first, which is to tell of its error.
+        with suppress(RuntimeError):
+            torch.distributed.barrier(group)
+        sys.exit(1)
+    torch.distributed.destroy_process_group(group)
+    return result[0]
 
 
 def _init_cpu_processes(cfg: Config, launcher: str) -> None:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -81,3 +83,56 @@ def test_sync_bn_runs_on_one_cpu(tmp_path):
     logits = model(torch.rand(2, 3, 64, 64), mode='tensor')
     logits.square().mean().backward()
     assert torch.isfinite(model.backbone.stem[0].conv.weight.grad).all()
+
+
+def test_gpu_processes_communicate_before_the_runner_is_built(monkeypatch):
+    begun = []
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setattr(engine.launch, 'set_multi_processing', lambda **given: begun.append(given))
+    monkeypatch.setattr(engine.launch, 'init_dist', lambda *given, **options: begun.append((given, options)))
+    env = dict(mp_cfg=dict(mp_start_method='fork'), dist_cfg=dict(backend='nccl', timeout=9))
+    engine.init_processes(Config(dict(env_cfg=env)), 'pytorch')
+    assert begun == [
+        dict(mp_start_method='fork', distributed=True),
+        (('pytorch',), dict(backend='nccl', timeout=9)),
+    ]
+    engine.init_processes(Config(dict(env_cfg=env, runner_type='FlexibleRunner')), 'pytorch')
+    assert len(begun) == 2
+
+
+def test_alone_the_first_process_is_this_one():
+    assert engine.in_first_process(max, 3, 4) == 4
+
+
+CHECKS_ONCE = """
+import os
+from mmengine.config import Config
+from mmmobilemamba import engine
+from mmmobilemamba.errors import UserError
+
+def check(fine):
+    print('checked by', os.environ['RANK'], flush=True)
+    if not fine:
+        raise UserError('no data')
+    return Config(dict(classes=('a', 'b')))
+
+with engine.user_errors_reported():
+    engine.init_processes(Config(dict(model={})), 'pytorch')
+    print('found', engine.in_first_process(check, True).classes, flush=True)
+    engine.in_first_process(check, False)
+    print('went on')
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='two processes on GPUs need two of them')
+def test_first_process_checks_for_all(tmp_path):
+    (tmp_path / 'checks.py').write_text(CHECKS_ONCE)
+    command = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')
+    done = subprocess.run((*command, 'checks.py'), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stdout.count('checked by 0') == done.stdout.count('checked by') == 2
+    assert done.stdout.count("found ('a', 'b')") == 2 and 'went on' not in done.stdout
+    assert done.stderr.count('error: no data') == 1
+    # The launcher's own is the only one.
+    assert done.stderr.count('Traceback') == 1

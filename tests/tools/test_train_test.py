@@ -129,6 +129,7 @@ def test_two_processes_on_a_cpu(tmp_path, tool, det_config, coco_root):
     epochs = ('--cfg-options', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2')
     said = run(REPOSITORY / 'tools/dist_train.sh', det_config, 2, *data, *epochs, **place)
     assert re.search(r'Epoch\(train\) \[2\]\[1/1\]', said)
+    assert said.count('image files are there, whole') == 2, 'one process checks each split'
 
     add_image(coco_root)
     checkpoint = tmp_path / 'run dir/epoch_2.pth'
