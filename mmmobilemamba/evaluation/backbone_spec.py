@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.registry import MODELS
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arch import ARCHS
 from ..backbones import MobileMamba
@@ -24,6 +25,10 @@ FORMS = (
 def build_backbone(spec: str) -> nn.Module:
     """Build the backbone that a text describes.
 
+    Where the text names no weights they are random, and the batch norms of a MobileMamba that begin at zero,
+    so that a residual branch begins as nothing, are set to one: else it would compute as if it had no token
+    mixers.
+
     Args:
         spec: 'b1', 'b1,weights.pth', 'config.py', 'config.py,checkpoint.pth' or
             'mmdet.ResNet(depth=50)'.
@@ -37,21 +42,30 @@ def build_backbone(spec: str) -> nn.Module:
     name, _, weights = spec.partition(',')
     if name in ARCHS:
         backbone = MobileMamba(name)
-        if weights:
-            load_pretrained(backbone, weights)
+        if not weights:
+            return _with_open_branches(backbone)
+        load_pretrained(backbone, weights)
         return backbone
     if Path(name).suffix == '.py':
         cfg = load_config(name)
         if weights:
             return load_model(cfg, weights).backbone
         _register(cfg.get('default_scope'))
-        return _build(spec, {**cfg.model.backbone, 'init_cfg': None}, cfg.get('default_scope'))
+        backbone = _build(spec, {**cfg.model.backbone, 'init_cfg': None}, cfg.get('default_scope'))
+        return _with_open_branches(backbone)
     raise UserError(f'The model {spec!r} is none of: {FORMS}.')
 
 
 def short_name(spec: str) -> str:
     """A text for :func:`build_backbone` without folders and suffixes, for tables and pictures."""
     return spec if '(' in spec else ', '.join(Path(part).stem for part in spec.split(','))
+
+
+def _with_open_branches(backbone: nn.Module) -> nn.Module:
+    for module in backbone.modules():
+        if isinstance(module, _BatchNorm) and not module.weight.any():
+            nn.init.ones_(module.weight)
+    return backbone
 
 
 def _registered(spec: str) -> nn.Module:
@@ -67,7 +81,7 @@ def _registered(spec: str) -> nn.Module:
     _register(scope)
     backbone = _build(spec, {**options, 'type': name}, scope)
     if options.get('init_cfg'):
-        # Not otherwise: some networks begin as the identity, whose receptive field says nothing.
+        # Not otherwise: it would let branches of some networks, as of ResNet, begin as nothing.
         backbone.init_weights()
     return backbone
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .images import read_image
 
 # Of ImageNet, red, green and blue, as the models of OpenMMLab are trained with.
@@ -36,13 +37,20 @@ def effective_receptive_field(backbone: nn.Module, images: Iterable[Tensor], out
 
     Raises:
         ValueError: If there is no image.
+        UserError: If the backbone has no such map.
     """
     backbone.eval()
     total, count = None, 0
     for image in images:
         inputs = image[None].detach().clone().requires_grad_()
         maps = backbone(inputs)
-        features = maps if isinstance(maps, Tensor) else maps[out]
+        maps = (maps,) if isinstance(maps, Tensor) else maps
+        if not -len(maps) <= out < len(maps):
+            raise UserError(
+                f'There is no map {out}: {type(backbone).__name__} gives {len(maps)}, which are counted from '
+                f'0 to {len(maps) - 1}, or from the last by -1, -2, ….'
+            )
+        features = maps[out]
         height, width = features.shape[-2:]
         (gradient,) = torch.autograd.grad(features[..., height // 2, width // 2].sum(), inputs)
         field = gradient[0].double().clamp(min=0).sum(0).cpu()
@@ -87,12 +95,12 @@ def area_shares(field: Tensor, masses: Sequence[float] = MASSES) -> list[float]:
         One share of the area, between 0 and 1, for each mass.
 
     Raises:
-        ValueError: If there is no gradient anywhere.
+        UserError: If there is no gradient anywhere.
     """
     height, width = field.shape
     values = field.double()
     if not values.sum() > 0:
-        raise ValueError('the gradient is zero everywhere: the output does not depend on the input')
+        raise UserError('The gradient is zero everywhere: the output does not depend on the input.')
     rows = (torch.arange(height) - height // 2).abs()[:, None]
     columns = (torch.arange(width) - width // 2).abs()[None]
     ring = torch.maximum(rows, columns).flatten()

@@ -1,23 +1,12 @@
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-REPOSITORY = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def analysis(tmp_path, monkeypatch):
-    def analysis(name, *arguments) -> None:
-        path = str(REPOSITORY / 'tools/analysis' / name)
-        monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
-        runpy.run_path(path, run_name='__main__')
-
-    monkeypatch.chdir(tmp_path)
-    return analysis
+def analysis(tool):
+    return lambda name, *arguments: tool(f'analysis/{name}', *arguments)
 
 
 def test_receptive_fields_are_drawn_and_printed(tmp_path, analysis, capsys):
@@ -25,6 +14,15 @@ def test_receptive_fields_are_drawn_and_printed(tmp_path, analysis, capsys):
     said = capsys.readouterr().out
     assert '| t2 |' in said and '| mmdet.ResNet(depth=18) |' in said
     assert Image.open(tmp_path / 'erf.png').size[0] > 500
+    rows = [line.strip('| ').split(' | ') for line in said.splitlines() if line.startswith('| ')][2:]
+    shares = [[float(cell) for cell in row[1:]] for row in rows]
+    # More of the gradient needs more of the area.
+    assert all(0 < row[0] <= row[1] <= row[2] <= row[3] <= 100 for row in shares)
+
+
+def test_a_map_that_is_not_there_is_an_error(analysis):
+    with pytest.raises(SystemExit, match='error: There is no map 7: MobileMamba gives 3'):
+        analysis('erf.py', 't2', '--size', 64, '--num-images', 1, '--device', 'cpu', '--out-index', 7)
 
 
 def test_curves_of_runs_by_epoch(tmp_path, analysis):

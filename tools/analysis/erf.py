@@ -4,8 +4,12 @@
 The gradient of the centre output, summed over channels, at the input: drawn on one logarithmic scale, and
 the share of the input's area whose centred square holds 20, 30, 50 and 99 % of the gradient.
 
+Without weights it shows how far the design reaches: random convolutions, batch norms that scale by 1 and
+shift by 0. MobileMamba begins training with residual branches, its token mixers among them, scaled by 0; here
+they are on. What training made of it, only weights show.
+
 A model is one of
-  b1                          a variant of MobileMamba, random weights
+  b1                          a variant of MobileMamba, random weights, all branches on
   b1,weights.pth              with the weights of a checkpoint of the backbone
   config.py,checkpoint.pth    the backbone of a trained detector or segmentor (config.py: random weights)
   'mmdet.ResNet(depth=50)'    any backbone of the registries of mmdet, mmseg and mmpretrain, with its
@@ -48,7 +52,10 @@ def parse_args() -> argparse.Namespace:
         '--size', type=int, default=512, help='height and width in pixels (default: %(default)s)'
     )
     parser.add_argument(
-        '--out-index', type=int, default=-1, help='which map of the backbone (default: the last)'
+        '--out-index',
+        type=int,
+        default=-1,
+        help='map of the backbone, counted from 0 (default: the last)',
     )
     parser.add_argument('--device', help='cpu, cuda:0, … (default: the first GPU, else the CPU)')
     parser.add_argument('--seed', type=int, default=0, help='of random weights and noise')
