@@ -9,12 +9,10 @@ import argparse
 import json
 from pathlib import Path
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmmobilemamba import engine
-from mmmobilemamba.arch import ARCHS
 from mmmobilemamba.datasets import retarget
 from mmmobilemamba.engine.config import check_writable
 from mmmobilemamba.errors import UserError
@@ -31,7 +29,7 @@ def parse_args() -> argparse.Namespace:
         epilog='example: tools/infer.py configs/det/demo/retinanet_mobilemamba_demo.py model.pth '
         "data/demo/val2017 'photos/*.jpg' --out-dir predictions",
     )
-    parser.add_argument('config', help='config file, for example configs/det/….py')
+    engine.add_config_arguments(parser)
     parser.add_argument('checkpoint', help='file or address of the weights')
     parser.add_argument('images', nargs='+', help='image files, folders (with all below) or quoted patterns')
     parser.add_argument(
@@ -52,19 +50,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=1, help='images of one size predicted at once')
     parser.add_argument('--device', help='cpu, cuda:0, … (default: the first GPU, else the CPU)')
     parser.add_argument('--deploy', action='store_true', help='fold the backbone first; it runs faster')
-    parser.add_argument(
-        '--data-root',
-        metavar='DIR',
-        help='take the classes and category ids of this data set, in the layout of tools/train.py',
-    )
-    parser.add_argument('--arch', choices=list(ARCHS), help='variant of MobileMamba of the checkpoint')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change settings of the config',
-    )
     args = parser.parse_args()
     for name in ('score_thr', 'opacity'):
         if not 0 <= getattr(args, name) <= 1:

@@ -1,6 +1,5 @@
 """Reads a split of a data set in the ADE layout and refuses what would go wrong unnoticed."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from ..errors import UserError
-from .layout import check_images, check_layout, duplicates, in_threads, shorten
+from .layout import check_images, check_layout, duplicates, in_threads, list_files, shorten
 
 ADE_LAYOUT = """
 classes.txt              one class name per line; line i names the value i of the maps
@@ -36,7 +35,7 @@ class AdeSplit:
     def unseen(cls, root: Path, split: str, image_suffix: str) -> 'AdeSplit':
         """A split that is not to be checked, and may be missing: its images then end as given."""
         images = Path('images') / split
-        found = _list_files(root / images, IMAGE_SUFFIXES)
+        found = list_files(root / images, IMAGE_SUFFIXES)
         suffix = Path(found[0]).suffix if found else image_suffix
         return cls(str(images), str(Path('annotations') / split), suffix, None)
 
@@ -82,7 +81,7 @@ def read_ade_split(root: Path, split: str, num_classes: int) -> AdeSplit:
     """
     images, maps = Path('images') / split, Path('annotations') / split
     check_layout(root, [], [str(images), str(maps)], ADE_LAYOUT)
-    names = _list_files(root / images, IMAGE_SUFFIXES)
+    names = list_files(root / images, IMAGE_SUFFIXES)
     if not names:
         raise UserError(
             f'{root / images} holds no image; expected are files that end in {", ".join(IMAGE_SUFFIXES)}.'
@@ -94,7 +93,7 @@ def read_ade_split(root: Path, split: str, num_classes: int) -> AdeSplit:
             'kind per folder; convert or rename them to one.'
         )
     stems = [name.removesuffix(suffixes[0]) for name in names]
-    found = {name.removesuffix(MAP_SUFFIX) for name in _list_files(root / maps, (MAP_SUFFIX,))}
+    found = {name.removesuffix(MAP_SUFFIX) for name in list_files(root / maps, (MAP_SUFFIX,))}
     missing = [stem + MAP_SUFFIX for stem in stems if stem not in found]
     if missing:
         raise UserError(
@@ -112,16 +111,6 @@ def read_ade_split(root: Path, split: str, num_classes: int) -> AdeSplit:
         logger='current',
     )
     return AdeSplit(str(images), str(maps), suffixes[0], len(names))
-
-
-def _list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Paths relative to ``folder`` of the files with one of the suffixes, in any case, sorted."""
-    return sorted(
-        os.path.relpath(os.path.join(parent, name), folder)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(suffixes) and not name.startswith('.')
-    )
 
 
 def _check_map(path: Path, image: Path, image_size: tuple[int, int], num_classes: int) -> set[int]:

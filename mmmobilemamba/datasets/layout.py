@@ -45,6 +45,16 @@ def check_layout(root: Path, files: Iterable[str], folders: Iterable[str], layou
         )
 
 
+def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Sorted paths below ``folder``, relative to it, of files with one of the suffixes, in any case."""
+    return sorted(
+        os.path.relpath(os.path.join(parent, name), folder)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(suffixes) and not name.startswith('.')
+    )
+
+
 def shorten(items: Iterable[object], limit: int = 8) -> str:
     """Join the first few items with commas and say how many are left out."""
     items = list(items)

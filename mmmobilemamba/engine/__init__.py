@@ -1,5 +1,5 @@
 from .channels import check_channels, set_arch
-from .command_line import common_parser, user_errors_reported
+from .command_line import add_config_arguments, common_parser, user_errors_reported
 from .config import (
     deploy_for_test,
     dump_predictions,
@@ -30,6 +30,7 @@ __all__ = [
     'SeedHook',
     'StrictLoadHook',
     'WholeFileBackend',
+    'add_config_arguments',
     'add_safeguards',
     'build_runner',
     'check_channels',

@@ -13,12 +13,25 @@ from ..errors import UserError
 
 
 def common_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that both tools take, named as in the other OpenMMLab packages."""
+    """The arguments of every tool that runs a config, named as in the other OpenMMLab packages."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='config file, for example configs/det/….py')
+    add_config_arguments(parser)
     parser.add_argument(
         '--work-dir', help='folder for logs and checkpoints (default: work_dirs/<name of config>)'
     )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how several processes are started (default: none, one process)',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that choose a config and change it."""
+    parser.add_argument('config', help='config file, for example configs/det/….py')
     parser.add_argument(
         '--data-root',
         metavar='DIR',
@@ -41,14 +54,6 @@ def common_parser(description: str) -> argparse.ArgumentParser:
         help='change settings of the config, for example optim_wrapper.optimizer.lr=1e-4 '
         'train_dataloader.batch_size=8 (lists: key="[a,b]")',
     )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how several processes are started (default: none, one process)',
-    )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    return parser
 
 
 @contextmanager

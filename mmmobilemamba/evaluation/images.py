@@ -1,7 +1,6 @@
 """Images that a user points at: found, checked whole, and read as the models were trained on them."""
 
 import glob
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..datasets.ade_layout import IMAGE_SUFFIXES
+from ..datasets.layout import list_files
 from ..errors import UserError
 
 
@@ -46,7 +46,7 @@ def find_images(inputs: Sequence[str]) -> tuple[list[ImageFile], list[str]]:
     for given in inputs:
         path = Path(given)
         if path.is_dir():
-            files = {file: str(file.relative_to(path)) for file in _images_below(path)}
+            files = {path / name: name for name in list_files(path, IMAGE_SUFFIXES)}
             problem = f'{given}: no image in this folder (files that end in {", ".join(IMAGE_SUFFIXES)})'
         elif path.is_file():
             files, problem = {path: path.name}, ''
@@ -61,15 +61,6 @@ def find_images(inputs: Sequence[str]) -> tuple[list[ImageFile], list[str]]:
         for file, name in files.items():
             found.setdefault(file, name)
     return _with_unique_names(found), problems
-
-
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
-    )
 
 
 def _with_unique_names(found: dict[Path, str]) -> list[ImageFile]:
