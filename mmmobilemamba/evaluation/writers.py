@@ -138,9 +138,10 @@ class SegmentationWriter:
 
 def default_category_ids(classes: tuple[str, ...]) -> list[int]:
     """COCO's own ids for its 80 classes, else 1, 2, …."""
-    from mmdet.evaluation import get_classes
+    # Those of mmdet.evaluation are spelled with underscores.
+    from mmdet.datasets.coco import CocoDataset
 
-    if tuple(classes) == tuple(get_classes('coco')):
+    if tuple(classes) == tuple(CocoDataset.METAINFO['classes']):
         return [i for i in range(1, 91) if i not in COCO_GAPS]
     return list(range(1, len(classes) + 1))
 
