@@ -73,12 +73,14 @@ def main() -> None:
         device = check_device(args.device)
         images, source = make_images(args)
         images = [image.to(device) for image in images]
-        fields = {}
+        backbones = {}
         for spec in args.models:
-            name = short_name(spec)
             torch.manual_seed(args.seed)
-            backbone = build_backbone(spec).to(device)
-            fields[name] = effective_receptive_field(backbone, track(images, name), args.out_index)
+            backbones[short_name(spec)] = build_backbone(spec)
+        fields = {
+            name: effective_receptive_field(backbone.to(device), track(images, name), args.out_index)
+            for name, backbone in backbones.items()
+        }
         report(fields)
         draw_fields(fields, Path(args.out), source)
     print(f'drawn: {args.out}')
