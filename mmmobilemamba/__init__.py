@@ -1,9 +1,9 @@
 """MobileMamba for MMDetection and MMSegmentation; importing the package registers its modules."""
 
 from .backbones import MobileMamba
-from .checkpoint import allow_mmengine_checkpoints
 from .compat import find_mmseg_configs
 from .necks import EfficientViTFPN
+from .safe_load import allow_mmengine_checkpoints
 from .version import __version__
 
 __all__ = ['EfficientViTFPN', 'MobileMamba', '__version__']

@@ -9,16 +9,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn as nn
-from mmengine.logging import HistoryBuffer, print_log
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.logging import print_log
 from torch import Tensor
 
 from .arch import ARCHS, NUM_STAGES
 from .errors import UserError
 from .layers import wavelet_filters
+from .safe_load import safe_load
 
 StateDict = dict[str, Tensor]
 
@@ -61,31 +60,6 @@ _TO_AUTHORS = tuple((re.compile(pattern), new) for pattern, new in (
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be read, or does not fit the model."""
-
-
-def allow_mmengine_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)`` read the few harmless classes that mmengine's files hold.
-
-    Without it, torch ≥ 2.6 refuses to resume from the checkpoints that mmengine itself writes: their
-    message hub keeps the logged scalars in ``HistoryBuffer`` objects made of numpy arrays.
-    """
-    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 knows no allow-list
-        return
-    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
-    dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
-    torch.serialization.add_safe_globals([
-        HistoryBuffer, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar,
-        # Files written under numpy 1 name the same functions by their old module.
-        (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-        (multiarray.scalar, 'numpy.core.multiarray.scalar'), *dtypes,
-        (_history_method, 'builtins.getattr')])
-
-
-def _history_method(owner: type, name: str) -> Any:
-    """What ``getattr`` may do in a checkpoint: name the statistics of mmengine's history buffers."""
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'attribute {name!r} of {owner!r} is not allowed')
-    return getattr(owner, name)
 
 
 def authors_key(key: str) -> str:
@@ -278,15 +252,10 @@ def read_checkpoint(filename: str) -> dict[str, Any]:
         CheckpointError: when the file is missing, cut short, no checkpoint, or holds code.
     """
     try:
-        if '://' in filename:
-            content = CheckpointLoader.load_checkpoint(filename, map_location='cpu')
-        else:
-            if not Path(filename).is_file():
-                raise CheckpointError(f'checkpoint {filename!r} does not exist; give the path of a file, '
-                                      'or an address that mmengine can open (https://…)')
-            # Again, for the fork of mmengine takes some of the classes off the list after every load.
-            allow_mmengine_checkpoints()
-            content = torch.load(filename, map_location='cpu', weights_only=True)
+        if '://' not in filename and not Path(filename).is_file():
+            raise CheckpointError(f'checkpoint {filename!r} does not exist; give the path of a file, '
+                                  'or an address that mmengine can open (https://…)')
+        content = safe_load(filename)
     except pickle.UnpicklingError as err:
         raise CheckpointError(
             f'checkpoint {filename!r} is not a PyTorch checkpoint, or holds objects other than '
