@@ -49,3 +49,13 @@ def test_windows_are_for_segmentors(evaluate, tmp_path, det_config, coco_root):
     checkpoint = make_checkpoint(det_config, ('square', 'stripe'), tmp_path / 'x.pth')
     with pytest.raises(SystemExit, match='only segmentors'):
         evaluate(det_config, checkpoint, '--data-root', coco_root, '--sizes', 64, '--mode', 'slide')
+
+
+@pytest.mark.parametrize('name', ['benchmark.py', 'eval_resolution.py'])
+def test_sizes_are_height_by_width_in_both_tools(tool, capsys, name):
+    with pytest.raises(SystemExit):
+        tool(name, '--help')
+    said = ' '.join(capsys.readouterr().out.split())
+    assert 'height x width (800x1333)' in said
+    # They mean the same by memory, too.
+    assert 'the resident memory of a fresh process grows from before the model is built to the peak' in said
