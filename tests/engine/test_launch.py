@@ -6,6 +6,7 @@ import pytest
 import torch
 from configs.cases import CONFIGS
 from mmengine.config import Config
+from tiny import REPOSITORY
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmmobilemamba import engine
@@ -129,7 +130,8 @@ with engine.user_errors_reported():
 def test_first_process_checks_for_all(tmp_path):
     (tmp_path / 'checks.py').write_text(CHECKS_ONCE)
     command = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')
-    done = subprocess.run((*command, 'checks.py'), cwd=tmp_path, capture_output=True, text=True)
+    env = dict(os.environ, PYTHONPATH=f'{REPOSITORY}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
+    done = subprocess.run((*command, 'checks.py'), cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stdout.count('checked by 0') == done.stdout.count('checked by') == 2
     assert done.stdout.count("found ('a', 'b')") == 2 and 'went on' not in done.stdout
