@@ -1,9 +1,13 @@
-"""What the maintained forks of the OpenMMLab packages (``onedl-*``) need."""
+"""What the maintained forks of the OpenMMLab packages (``onedl-*``) and old versions of torch need."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 
+import torch
 from mmengine.config import utils
+
+# Whether torch.compile or torch.export is reading the code; torch 2.1 and 2.2 have it elsewhere.
+is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
 
 
 def find_mmseg_configs() -> None:

@@ -9,6 +9,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compat import is_compiling
+
 MAX_SHAPES = 64
 ACTIVATIONS = {'none': lambda x: x, 'relu': F.relu_, 'swish': lambda x: F.silu(x, inplace=True)}
 
@@ -83,7 +85,7 @@ class FusedConv2d(nn.Conv2d):
         return self.padding, self.stride, self.dilation, self.groups
 
     def _runs_in_onednn(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
+        if is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
             return False
         return (x.device.type == 'cpu' and x.dtype == self.weight.dtype and x.dtype in _onednn_dtypes()
                 and torch.backends.mkldnn.enabled)

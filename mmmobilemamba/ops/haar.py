@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compat import is_compiling
 from . import native
 
 
@@ -62,7 +63,7 @@ def _butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, ...]
 def _runs_natively(x: Tensor) -> bool:
     """Compilers and exports get the additions themselves, which they fuse with what is around them."""
     return (
-        not torch.compiler.is_compiling()
+        not is_compiling()
         and not torch.jit.is_tracing()
         and x.device.type == 'cpu'
         and _operators_registered()

@@ -17,7 +17,7 @@ train_pipeline = [
 test_pipeline = [
     dict(t, scale=_base_.demo_scale) if t['type'] == 'Resize' else t for t in _base_.test_pipeline
 ]
-train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=2, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
