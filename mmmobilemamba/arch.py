@@ -44,15 +44,19 @@ class Arch:
         if isinstance(arch, str) and arch in ARCHS:
             return ARCHS[arch]
         if not isinstance(arch, dict):
-            raise ValueError(f'arch={arch!r} is unknown; allowed are {", ".join(ARCHS)}, or a '
-                             f'dict of the fields {", ".join(f.name for f in fields(cls))}')
+            raise ValueError(
+                f'arch={arch!r} is unknown; allowed are {", ".join(ARCHS)}, or a '
+                f'dict of the fields {", ".join(f.name for f in fields(cls))}'
+            )
         allowed = [f.name for f in fields(cls)]
         unknown = sorted(set(arch) - set(allowed))
         missing = [name for name in ('widths', 'depths') if name not in arch]
         if unknown or missing:
-            raise ValueError(f'arch dict: unknown fields {unknown}, missing fields {missing}; '
-                             f'allowed are {", ".join(allowed)}, of which widths and depths are '
-                             'required')
+            raise ValueError(
+                f'arch dict: unknown fields {unknown}, missing fields {missing}; '
+                f'allowed are {", ".join(allowed)}, of which widths and depths are '
+                'required'
+            )
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arch.items()})
 
     def __post_init__(self) -> None:
@@ -62,24 +66,42 @@ class Arch:
 
         def three(name: str, kind: type | tuple[type, ...], low: float, high: float) -> bool:
             value = getattr(self, name)
-            return (isinstance(value, tuple) and len(value) == NUM_STAGES
-                    and all(isinstance(v, kind) and low <= v <= high for v in value))
+            return (
+                isinstance(value, tuple)
+                and len(value) == NUM_STAGES
+                and all(isinstance(v, kind) and low <= v <= high for v in value)
+            )
 
         number, most = (int, float), float('inf')
-        require('widths', three('widths', int, 16, most) and self.widths[0] % 8 == 0,
-                'three integers of at least 16, the first a multiple of 8')
+        require(
+            'widths',
+            three('widths', int, 16, most) and self.widths[0] % 8 == 0,
+            'three integers of at least 16, the first a multiple of 8',
+        )
         require('depths', three('depths', int, 1, most), 'three integers of at least 1')
-        require('drop_path_rate', isinstance(self.drop_path_rate, number)
-                and 0 <= self.drop_path_rate < 1, 'a number in [0, 1)')
+        require(
+            'drop_path_rate',
+            isinstance(self.drop_path_rate, number) and 0 <= self.drop_path_rate < 1,
+            'a number in [0, 1)',
+        )
         require('global_ratios', three('global_ratios', number, 0, 1), 'three numbers in [0, 1]')
         require('local_ratios', three('local_ratios', number, 0, 1), 'three numbers in [0, 1]')
-        require('kernel_sizes', three('kernel_sizes', int, 1, most)
-                and all(k % 2 for k in self.kernel_sizes), 'three odd integers')
-        require('ssm_expansion', isinstance(self.ssm_expansion, number) and self.ssm_expansion > 0,
-                'a number above 0')
+        require(
+            'kernel_sizes',
+            three('kernel_sizes', int, 1, most) and all(k % 2 for k in self.kernel_sizes),
+            'three odd integers',
+        )
+        require(
+            'ssm_expansion',
+            isinstance(self.ssm_expansion, number) and self.ssm_expansion > 0,
+            'a number above 0',
+        )
         require('d_state', isinstance(self.d_state, int) and self.d_state > 0, 'an integer above 0')
-        require('wavelet_levels', isinstance(self.wavelet_levels, int) and self.wavelet_levels > 0,
-                'an integer above 0')
+        require(
+            'wavelet_levels',
+            isinstance(self.wavelet_levels, int) and self.wavelet_levels > 0,
+            'an integer above 0',
+        )
 
 
 _B = Arch(widths=(200, 376, 448), depths=(2, 3, 2), drop_path_rate=0.03)
@@ -88,4 +110,7 @@ ARCHS: dict[str, Arch] = dict(
     t4=Arch(widths=(176, 368, 448), depths=(1, 2, 2)),
     s6=Arch(widths=(192, 384, 448), depths=(1, 2, 2)),
     # One network, published for three input sizes.
-    b1=_B, b2=_B, b4=_B)
+    b1=_B,
+    b2=_B,
+    b4=_B,
+)

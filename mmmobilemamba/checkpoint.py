@@ -30,32 +30,42 @@ _FILTER_KEY = re.compile(r'(.*global_op\.)i?wt_filter$')
 _SUBBAND_KEY = re.compile(r'wavelet\.(convs|scales)\.')
 
 # Our key → the authors', by substitutions in this order.
-_TO_AUTHORS = tuple((re.compile(pattern), new) for pattern, new in (
-    (r'^stem\.(\d)\.conv', r'patch_embed.\1.c'),
-    (r'^stem\.', 'patch_embed.'),
-    (r'^stage(\d)\.downsample\.dw_in', r'blocks\1.0.0.m'),
-    (r'^stage(\d)\.downsample\.ffn_in', r'blocks\1.0.1.m'),
-    (r'^stage(\d)\.downsample\.merge\.expand', r'blocks\1.1.conv1'),
-    (r'^stage(\d)\.downsample\.merge\.dw', r'blocks\1.1.conv2'),
-    (r'^stage(\d)\.downsample\.merge\.project', r'blocks\1.1.conv3'),
-    (r'^stage(\d)\.downsample\.merge\.se', r'blocks\1.1.se'),
-    (r'^stage(\d)\.downsample\.dw_out', r'blocks\1.2.0.m'),
-    (r'^stage(\d)\.downsample\.ffn_out', r'blocks\1.2.1.m'),
-    (r'^stage(\d)\.blocks', r'blocks\1'),
-    (r'\.dw_in\.', '.dw0.m.'), (r'\.dw_out\.', '.dw1.m.'),
-    (r'\.ffn_in\.', '.ffn0.m.'), (r'\.ffn_out\.', '.ffn1.m.'),
-    (r'\.expand\.', '.pw1.'), (r'\.reduce\.', '.pw2.'),
-    (r'\.mixer\.proj\.', '.mixer.m.attn.proj.1.'),
-    (r'\.mixer\.local_branch\.', '.mixer.m.attn.local_op.'),
-    (r'\.mixer\.global_branch\.', '.mixer.m.attn.global_op.'),
-    (r'\.dwconv\.', '.dwconv3x3.'), (r'\.pointwise\.', '.dwconv1x1.'),
-    (r'\.ss2d\.conv\.', '.global_atten.conv2d.'), (r'\.ss2d\.', '.global_atten.'),
-    (r'\.wavelet\.convs\.', '.wavelet_convs.'),
-    (r'\.wavelet\.scales\.(\d+)$', r'.wavelet_scale.\1.weight'),
-    (r'\.base_scale$', '.base_scale.weight'),
-    (r'\.A_log$', '.A_logs'), (r'\.D$', '.Ds'), (r'\.dt_proj_', '.dt_projs_'),
-    (r'\.conv\.', '.c.'),
-))
+_TO_AUTHORS = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r'^stem\.(\d)\.conv', r'patch_embed.\1.c'),
+        (r'^stem\.', 'patch_embed.'),
+        (r'^stage(\d)\.downsample\.dw_in', r'blocks\1.0.0.m'),
+        (r'^stage(\d)\.downsample\.ffn_in', r'blocks\1.0.1.m'),
+        (r'^stage(\d)\.downsample\.merge\.expand', r'blocks\1.1.conv1'),
+        (r'^stage(\d)\.downsample\.merge\.dw', r'blocks\1.1.conv2'),
+        (r'^stage(\d)\.downsample\.merge\.project', r'blocks\1.1.conv3'),
+        (r'^stage(\d)\.downsample\.merge\.se', r'blocks\1.1.se'),
+        (r'^stage(\d)\.downsample\.dw_out', r'blocks\1.2.0.m'),
+        (r'^stage(\d)\.downsample\.ffn_out', r'blocks\1.2.1.m'),
+        (r'^stage(\d)\.blocks', r'blocks\1'),
+        (r'\.dw_in\.', '.dw0.m.'),
+        (r'\.dw_out\.', '.dw1.m.'),
+        (r'\.ffn_in\.', '.ffn0.m.'),
+        (r'\.ffn_out\.', '.ffn1.m.'),
+        (r'\.expand\.', '.pw1.'),
+        (r'\.reduce\.', '.pw2.'),
+        (r'\.mixer\.proj\.', '.mixer.m.attn.proj.1.'),
+        (r'\.mixer\.local_branch\.', '.mixer.m.attn.local_op.'),
+        (r'\.mixer\.global_branch\.', '.mixer.m.attn.global_op.'),
+        (r'\.dwconv\.', '.dwconv3x3.'),
+        (r'\.pointwise\.', '.dwconv1x1.'),
+        (r'\.ss2d\.conv\.', '.global_atten.conv2d.'),
+        (r'\.ss2d\.', '.global_atten.'),
+        (r'\.wavelet\.convs\.', '.wavelet_convs.'),
+        (r'\.wavelet\.scales\.(\d+)$', r'.wavelet_scale.\1.weight'),
+        (r'\.base_scale$', '.base_scale.weight'),
+        (r'\.A_log$', '.A_logs'),
+        (r'\.D$', '.Ds'),
+        (r'\.dt_proj_', '.dt_projs_'),
+        (r'\.conv\.', '.c.'),
+    )
+)
 
 
 class CheckpointError(UserError):
@@ -69,7 +79,7 @@ def authors_key(key: str) -> str:
     # Their later stages count the three modules of the down-sampling as blocks 0, 1 and 2.
     block = re.match(r'blocks([23])\.(\d+)\.(?=dw|ffn|mixer)', key)
     if block:
-        key = f'blocks{block[1]}.{int(block[2]) + 3}.{key[block.end():]}'
+        key = f'blocks{block[1]}.{int(block[2]) + 3}.{key[block.end() :]}'
     return key
 
 
@@ -102,8 +112,9 @@ def to_authors_layout(state_dict: StateDict, wavelet: str = 'haar') -> StateDict
     return converted
 
 
-def from_authors_layout(state_dict: StateDict, native_keys: Iterable[str],
-                        wavelet: str = 'haar') -> tuple[StateDict, list[str]]:
+def from_authors_layout(
+    state_dict: StateDict, native_keys: Iterable[str], wavelet: str = 'haar'
+) -> tuple[StateDict, list[str]]:
     """A backbone's state dict in our layout.
 
     Args:
@@ -125,15 +136,19 @@ def from_authors_layout(state_dict: StateDict, native_keys: Iterable[str],
         stage = _AUTHORS_KEY.match(name)
         if name in native:
             converted[native[name]] = _swap_subbands(native[name], tensor, to_authors=False)
-        elif name.startswith(_CLASSIFIER) or (stage and stage[1] not in built and stage[1] in (
-                f'blocks{i + 1}' for i in range(NUM_STAGES))):
+        elif name.startswith(_CLASSIFIER) or (
+            stage and stage[1] not in built and stage[1] in (f'blocks{i + 1}' for i in range(NUM_STAGES))
+        ):
             dropped.append(name)
         elif _FILTER_KEY.match(name):
             constant = wavelet_filters(wavelet)[name.endswith('iwt_filter')]
-            if (tensor.shape[2:] != constant.shape[1:]
-                    or not torch.allclose(tensor[:4, 0].float(), constant, atol=1e-3)):
-                raise CheckpointError(f'{name} of the checkpoint is not the filter of the model\'s '
-                                      f'wavelet {wavelet!r}; build the model with that wavelet')
+            if tensor.shape[2:] != constant.shape[1:] or not torch.allclose(
+                tensor[:4, 0].float(), constant, atol=1e-3
+            ):
+                raise CheckpointError(
+                    f"{name} of the checkpoint is not the filter of the model's "
+                    f'wavelet {wavelet!r}; build the model with that wavelet'
+                )
             dropped.append(name)
         else:
             converted[name] = tensor
@@ -142,24 +157,28 @@ def from_authors_layout(state_dict: StateDict, native_keys: Iterable[str],
 
 def guess_arch(state_dict: StateDict) -> str | None:
     """Name(s) of the published variant whose widths and depths a backbone's state dict has."""
-    tensors = state_dict if is_authors_layout(state_dict) else {
-        authors_key(key): value for key, value in state_dict.items()}
+    tensors = (
+        state_dict
+        if is_authors_layout(state_dict)
+        else {authors_key(key): value for key, value in state_dict.items()}
+    )
     widths, depths = [], []
     for stage in range(1, NUM_STAGES + 1):
-        blocks = {int(m[1]) for m in (re.match(rf'blocks{stage}\.(\d+)\.ffn1\.', k) for k in tensors)
-                  if m}
+        blocks = {int(m[1]) for m in (re.match(rf'blocks{stage}\.(\d+)\.ffn1\.', k) for k in tensors) if m}
         sample = tensors.get(f'blocks{stage}.{min(blocks, default=0)}.ffn1.m.pw2.c.weight')
         if sample is None:
             return None
         widths.append(sample.shape[0])
         depths.append(len(blocks))
-    names = [name for name, arch in ARCHS.items()
-             if arch.widths == tuple(widths) and arch.depths == tuple(depths)]
+    names = [
+        name for name, arch in ARCHS.items() if arch.widths == tuple(widths) and arch.depths == tuple(depths)
+    ]
     return '/'.join(names) or None
 
 
 def describe_misfit(expected: StateDict, given: StateDict, shown: int = 8) -> str:
     """What keeps ``given`` from filling ``expected`` exactly, key by key; empty where nothing does."""
+
     def listed(kind: str, keys: list[str]) -> str:
         more = f', … {len(keys) - shown} more' if len(keys) > shown else ''
         return f'{len(keys)} {kind}: {", ".join(keys[:shown])}{more}'
@@ -169,7 +188,9 @@ def describe_misfit(expected: StateDict, given: StateDict, shown: int = 8) -> st
         'keys of the checkpoint are not in the model': [k for k in given if k not in expected],
         'tensors have another shape': [
             f'{k} ({tuple(given[k].shape)} in the checkpoint, {tuple(v.shape)} in the model)'
-            for k, v in expected.items() if k in given and given[k].shape != v.shape],
+            for k, v in expected.items()
+            if k in given and given[k].shape != v.shape
+        ],
     }
     return '\n'.join(listed(kind, keys) for kind, keys in problems.items() if keys)
 
@@ -188,7 +209,7 @@ def prepare_backbone_state_dict(model: nn.Module, state_dict: StateDict, prefix:
     Raises:
         CheckpointError: when a key of the backbone would stay unfilled or one of the file unused.
     """
-    own = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)}
+    own = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
     expected = model.state_dict()
     _check_same_folding(model, own)
     if is_authors_layout(own):
@@ -198,13 +219,18 @@ def prepare_backbone_state_dict(model: nn.Module, state_dict: StateDict, prefix:
         dropped = [k for k in own if k not in given]
     misfit = describe_misfit(expected, given)
     if misfit:
-        raise CheckpointError(f'the checkpoint does not fit MobileMamba:\n{misfit}'
-                              f'{_advice(model, own, prefix)}')
+        raise CheckpointError(
+            f'the checkpoint does not fit MobileMamba:\n{misfit}{_advice(model, own, prefix)}'
+        )
     if dropped:
-        groups = sorted({k.split('.')[0] if not _FILTER_KEY.match(k) else 'wavelet filters (constant)'
-                         for k in dropped})
-        print_log(f'MobileMamba: {len(given)} tensors loaded; {len(dropped)} of the checkpoint not '
-                  f'needed by this model: {", ".join(groups)}', logger='current')
+        groups = sorted(
+            {k.split('.')[0] if not _FILTER_KEY.match(k) else 'wavelet filters (constant)' for k in dropped}
+        )
+        print_log(
+            f'MobileMamba: {len(given)} tensors loaded; {len(dropped)} of the checkpoint not '
+            f'needed by this model: {", ".join(groups)}',
+            logger='current',
+        )
     for key in own:
         del state_dict[prefix + key]
     state_dict.update({prefix + key: tensor for key, tensor in given.items()})
@@ -218,11 +244,13 @@ def _check_same_folding(model: nn.Module, own: StateDict) -> None:
     if model.deployed and not folded:
         raise CheckpointError(
             'this MobileMamba was fused by switch_to_deploy(), but the checkpoint is of one that was not: '
-            'load the checkpoint first, then call switch_to_deploy()')
+            'load the checkpoint first, then call switch_to_deploy()'
+        )
     if folded and not model.deployed:
         raise CheckpointError(
             'the checkpoint is of a MobileMamba fused by switch_to_deploy(), which cannot be undone: call '
-            'switch_to_deploy() on this model before loading it, or take the checkpoint of the training')
+            'switch_to_deploy() on this model before loading it, or take the checkpoint of the training'
+        )
 
 
 def _is_unbuilt(key: str, model: nn.Module) -> bool:
@@ -232,16 +260,21 @@ def _is_unbuilt(key: str, model: nn.Module) -> bool:
 
 def _advice(model: nn.Module, own: StateDict, prefix: str) -> str:
     if not own:
-        return (f'\nNo key begins with {prefix!r}. If the checkpoint is a bare backbone (a classification '
-                'checkpoint), give it to the backbone, not to the whole model: '
-                'backbone.init_cfg=dict(type="Pretrained", checkpoint=…)')
+        return (
+            f'\nNo key begins with {prefix!r}. If the checkpoint is a bare backbone (a classification '
+            'checkpoint), give it to the backbone, not to the whole model: '
+            'backbone.init_cfg=dict(type="Pretrained", checkpoint=…)'
+        )
     if not prefix and any(key.startswith('backbone.') for key in own):
-        return ('\nIt is a whole detector or segmentor: add prefix="backbone." to init_cfg to take its '
-                'backbone')
+        return (
+            '\nIt is a whole detector or segmentor: add prefix="backbone." to init_cfg to take its backbone'
+        )
     found, wanted = guess_arch(own), guess_arch(model.state_dict())
     if found and found != wanted:
-        return (f'\nIts shapes are those of arch {found!r}, the model is '
-                f'{wanted or model.arch!r}: change arch or take the other checkpoint')
+        return (
+            f'\nIts shapes are those of arch {found!r}, the model is '
+            f'{wanted or model.arch!r}: change arch or take the other checkpoint'
+        )
     return ''
 
 
@@ -253,8 +286,10 @@ def read_checkpoint(filename: str) -> dict[str, Any]:
     """
     try:
         if '://' not in filename and not Path(filename).is_file():
-            raise CheckpointError(f'checkpoint {filename!r} does not exist; give the path of a file, '
-                                  'or an address that mmengine can open (https://…)')
+            raise CheckpointError(
+                f'checkpoint {filename!r} does not exist; give the path of a file, '
+                'or an address that mmengine can open (https://…)'
+            )
         content = safe_load(filename)
     except pickle.UnpicklingError as err:
         raise CheckpointError(
@@ -264,11 +299,15 @@ def read_checkpoint(filename: str) -> dict[str, Any]:
     except (EOFError, RuntimeError, OSError, ValueError) as err:
         if isinstance(err, CheckpointError):
             raise
-        raise CheckpointError(f'checkpoint {filename!r} cannot be read; it may be cut short or no '
-                              f'checkpoint at all, download it again: {err}') from err
+        raise CheckpointError(
+            f'checkpoint {filename!r} cannot be read; it may be cut short or no '
+            f'checkpoint at all, download it again: {err}'
+        ) from err
     if not isinstance(content, Mapping):
-        raise CheckpointError(f'checkpoint {filename!r} holds a {type(content).__name__}; expected is '
-                              f'a state dict, or one under {", ".join(CONTAINERS)}')
+        raise CheckpointError(
+            f'checkpoint {filename!r} holds a {type(content).__name__}; expected is '
+            f'a state dict, or one under {", ".join(CONTAINERS)}'
+        )
     return dict(content)
 
 
@@ -280,9 +319,11 @@ def extract_state_dict(checkpoint: Mapping[str, Any]) -> StateDict:
             break
     strays = [key for key, value in checkpoint.items() if not isinstance(value, Tensor)]
     if strays or not checkpoint:
-        raise CheckpointError('no state dict found: the checkpoint holds '
-                              f'{", ".join(map(str, strays[:8])) or "nothing"}; expected are tensors, '
-                              f'bare or under one of {", ".join(CONTAINERS)}')
+        raise CheckpointError(
+            'no state dict found: the checkpoint holds '
+            f'{", ".join(map(str, strays[:8])) or "nothing"}; expected are tensors, '
+            f'bare or under one of {", ".join(CONTAINERS)}'
+        )
     return {key.removeprefix('module.'): value for key, value in checkpoint.items()}
 
 
@@ -300,7 +341,7 @@ def load_pretrained(model: nn.Module, filename: str, prefix: str = '') -> None:
     content = read_checkpoint(filename)
     dot = prefix and prefix.rstrip('.') + '.'
     try:
-        tensors = {k[len(dot):]: v for k, v in extract_state_dict(content).items() if k.startswith(dot)}
+        tensors = {k[len(dot) :]: v for k, v in extract_state_dict(content).items() if k.startswith(dot)}
         model.load_state_dict(tensors)
     except CheckpointError as err:
         raise CheckpointError(f'{filename}: {err}') from err
@@ -324,14 +365,16 @@ def to_authors_checkpoint(checkpoint: Mapping[str, Any], wavelet: str | None = N
     """
     tensors = extract_state_dict(checkpoint)
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in tensors) else ''
-    own = {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+    own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
     if is_authors_layout(own):
-        raise CheckpointError('the checkpoint is in the authors\' layout already')
+        raise CheckpointError("the checkpoint is in the authors' layout already")
     if not any(key.startswith('stem.') for key in own):
         raise CheckpointError(f'no MobileMamba found: the keys begin with {", ".join(list(own)[:3])}')
     if not any(key.endswith('running_mean') for key in own):
-        raise CheckpointError('the MobileMamba was folded by switch_to_deploy(), which the authors\' layout '
-                              'has no keys for; convert the checkpoint it was folded from')
+        raise CheckpointError(
+            "the MobileMamba was folded by switch_to_deploy(), which the authors' layout "
+            'has no keys for; convert the checkpoint it was folded from'
+        )
     if wavelet is None:
         config = str(checkpoint.get('meta', {}).get('cfg', ''))
         found = re.search(r"""\bwavelet['"]?\s*[=:]\s*['"]([\w.]+)""", config)

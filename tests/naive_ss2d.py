@@ -51,8 +51,9 @@ def _recurrence(u, delta, A, B, C, D, order):
 
 def naive_scan(self, x: Tensor, mix_batch: bool = False) -> Tensor:
     """What ``SS2D._scan`` computes, step by step; with ``mix_batch`` as the authors' CPU code does."""
-    split, merge = (_ToDirections.apply, _FromDirections.apply) if mix_batch else (
-        lambda x: (x, x), torch.add)
+    split, merge = (
+        (_ToDirections.apply, _FromDirections.apply) if mix_batch else (lambda x: (x, x), torch.add)
+    )
     inner, results = x.shape[1], []
     for k, u in enumerate(split(x.flatten(2))):
         dt, B, C = (self.x_proj_weight[k] @ u).split((self.rank, self.d_state, self.d_state), 1)

@@ -47,14 +47,17 @@ def test_every_key_of_the_authors_is_written_back_exactly(variant):
     model.load_state_dict(tensors)
     written = to_authors_layout(model.state_dict())
     assert {k: list(v.shape) for k, v in written.items()} == {
-        k: shape for k, shape in keys.items() if not k.startswith('head')}
+        k: shape for k, shape in keys.items() if not k.startswith('head')
+    }
     for name, tensor in written.items():
         if name in tensors:
             assert torch.equal(tensor, tensors[name]), name
     twin = MobileMamba(variant)
     twin.load_state_dict(written)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(),
-                                                 strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize('container', [None, 'net_E', 'net', 'state_dict', 'model'])
@@ -103,8 +106,10 @@ class Detector(torch.nn.Module):
 def test_mmengine_load_checkpoint_into_a_whole_model(t2, tmp_path):
     model = Detector()
     tensors = {f'backbone.{k}': v for k, v in t2.items() if not k.startswith('head')}
-    path = save({'state_dict': {**tensors, **{f'head.{k}': v for k, v in model.head.state_dict().items()}}},
-                tmp_path / 'c.pth')
+    path = save(
+        {'state_dict': {**tensors, **{f'head.{k}': v for k, v in model.head.state_dict().items()}}},
+        tmp_path / 'c.pth',
+    )
     load_checkpoint(model, str(path), strict=True)
     assert torch.equal(model.backbone.stem[0].conv.weight, t2['patch_embed.0.c.weight'])
 
@@ -152,8 +157,9 @@ def test_convert_checkpoint_tool(tmp_path, t2):
     assert done.returncode == 0, done.stderr
     written = torch.load(tmp_path / 'theirs.pth', weights_only=True)['state_dict']
     assert torch.equal(written.pop('neck.weight'), torch.ones(2))
-    assert set(written) == {f'backbone.{k}' for k in json.loads((FOLDER / 'keys_t2.json').read_text())
-                            if not k.startswith('head')}
+    assert set(written) == {
+        f'backbone.{k}' for k in json.loads((FOLDER / 'keys_t2.json').read_text()) if not k.startswith('head')
+    }
     again = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
     assert again.returncode == 2 and 'exists already' in again.stderr
     with pytest.raises(CheckpointError, match="in the authors' layout already"):

@@ -15,8 +15,9 @@ from mmmobilemamba.errors import UserError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('source', help='checkpoint of a backbone, detector or segmentor trained here')
     parser.add_argument('target', type=Path, help='file to write')
     parser.add_argument('--wavelet', help='wavelet of the backbone, if the checkpoint has no config')
@@ -28,7 +29,7 @@ def main() -> None:
     except UserError as err:
         parser.error(str(err))
     torch.save(checkpoint, args.target)
-    print(f'{args.target}: {len(checkpoint.get("state_dict", checkpoint))} tensors in the authors\' layout')
+    print(f"{args.target}: {len(checkpoint.get('state_dict', checkpoint))} tensors in the authors' layout")
 
 
 if __name__ == '__main__':

@@ -50,8 +50,12 @@ class Stage(nn.Module):
         x = self.downsample(x)
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False,
-                               context_fn=lambda block=block: (nullcontext(), _statistics_kept(block)))
+                x = checkpoint(
+                    block,
+                    x,
+                    use_reentrant=False,
+                    context_fn=lambda block=block: (nullcontext(), _statistics_kept(block)),
+                )
             else:
                 x = block(x)
         return x
@@ -92,11 +96,19 @@ class MobileMamba(BaseModule):
         [(1, 200, 32, 32), (1, 376, 16, 16), (1, 448, 8, 8)]
     """
 
-    def __init__(self, arch: str | dict[str, Any], in_channels: int = 3,
-                 out_indices: Sequence[int] = (1, 2, 3), frozen_stages: int = -1,
-                 norm_eval: bool = False, with_cp: bool = False,
-                 drop_path_rate: float | None = None, scan_backend: str = 'auto',
-                 norm_cfg: NormCfg = DEFAULT_NORM, init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        arch: str | dict[str, Any],
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        drop_path_rate: float | None = None,
+        scan_backend: str = 'auto',
+        norm_cfg: NormCfg = DEFAULT_NORM,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         self.arch = Arch.create(arch)
         self._check(in_channels, out_indices, frozen_stages, drop_path_rate, norm_cfg)
@@ -121,48 +133,76 @@ class MobileMamba(BaseModule):
         self._freeze_stages()
 
     @staticmethod
-    def _check(in_channels: int, out_indices: Sequence[int], frozen_stages: int,
-               drop_path_rate: float | None, norm_cfg: NormCfg) -> None:
+    def _check(
+        in_channels: int,
+        out_indices: Sequence[int],
+        frozen_stages: int,
+        drop_path_rate: float | None,
+        norm_cfg: NormCfg,
+    ) -> None:
         if not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f'in_channels={in_channels!r} is not allowed: an integer of at least 1')
         allowed = range(NUM_STAGES + 1)
-        if (not isinstance(out_indices, Sequence) or not out_indices
-                or any(i not in allowed for i in out_indices)
-                or any(a >= b for a, b in pairwise(out_indices))):
-            raise ValueError(f'out_indices={out_indices!r} is not allowed: increasing integers out of '
-                             '0 (stem), 1, 2, 3 (stages), at least one')
+        if (
+            not isinstance(out_indices, Sequence)
+            or not out_indices
+            or any(i not in allowed for i in out_indices)
+            or any(a >= b for a, b in pairwise(out_indices))
+        ):
+            raise ValueError(
+                f'out_indices={out_indices!r} is not allowed: increasing integers out of '
+                '0 (stem), 1, 2, 3 (stages), at least one'
+            )
         if not isinstance(frozen_stages, int) or frozen_stages not in range(-1, NUM_STAGES + 1):
-            raise ValueError(f'frozen_stages={frozen_stages!r} is not allowed: -1 (none), 0 (stem), or '
-                             '1, 2, 3 (stem and the stages up to that one)')
+            raise ValueError(
+                f'frozen_stages={frozen_stages!r} is not allowed: -1 (none), 0 (stem), or '
+                '1, 2, 3 (stem and the stages up to that one)'
+            )
         if frozen_stages > max(out_indices):
-            raise ValueError(f'frozen_stages={frozen_stages} lies above the last stage that is built, '
-                             f'max(out_indices)={max(out_indices)}: lower it')
+            raise ValueError(
+                f'frozen_stages={frozen_stages} lies above the last stage that is built, '
+                f'max(out_indices)={max(out_indices)}: lower it'
+            )
         if drop_path_rate is not None and not (
-                isinstance(drop_path_rate, int | float) and 0 <= drop_path_rate < 1):
+            isinstance(drop_path_rate, int | float) and 0 <= drop_path_rate < 1
+        ):
             raise ValueError(f'drop_path_rate={drop_path_rate!r} is not allowed: None, or in [0, 1)')
         norm = norm_cfg.get('type') if isinstance(norm_cfg, dict) else None
         norm = MODELS.get(norm) if isinstance(norm, str) else norm
         if not isinstance(norm, type) or not issubclass(norm, _BatchNorm):
-            raise ValueError(f'norm_cfg={norm_cfg!r} is not allowed: the config of a batch normalisation, '
-                             "dict(type='BN') or dict(type='SyncBN')")
+            raise ValueError(
+                f'norm_cfg={norm_cfg!r} is not allowed: the config of a batch normalisation, '
+                "dict(type='BN') or dict(type='SyncBN')"
+            )
 
     def _make_stem(self, in_channels: int, norm_cfg: NormCfg) -> nn.Sequential:
         width = self.arch.widths[0]
         layers: list[nn.Module] = []
         for divisor in (8, 4, 2, 1):
-            layers += [ConvBN(in_channels, width // divisor, 3, stride=2, norm_cfg=norm_cfg),
-                       nn.ReLU(inplace=True)]
+            layers += [
+                ConvBN(in_channels, width // divisor, 3, stride=2, norm_cfg=norm_cfg),
+                nn.ReLU(inplace=True),
+            ]
             in_channels = width // divisor
         return nn.Sequential(*layers[:-1])
 
-    def _make_block(self, stage: int, drop_path_rate: float, scan_backend: str,
-                    norm_cfg: NormCfg) -> MobileMambaBlock:
+    def _make_block(
+        self, stage: int, drop_path_rate: float, scan_backend: str, norm_cfg: NormCfg
+    ) -> MobileMambaBlock:
         arch = self.arch
         return MobileMambaBlock(
-            arch.widths[stage], drop_path_rate, norm_cfg, kernel_size=arch.kernel_sizes[stage],
-            global_ratio=arch.global_ratios[stage], local_ratio=arch.local_ratios[stage],
-            expansion=arch.ssm_expansion, d_state=arch.d_state, wavelet=arch.wavelet,
-            wavelet_levels=arch.wavelet_levels, scan_backend=scan_backend)
+            arch.widths[stage],
+            drop_path_rate,
+            norm_cfg,
+            kernel_size=arch.kernel_sizes[stage],
+            global_ratio=arch.global_ratios[stage],
+            local_ratio=arch.local_ratios[stage],
+            expansion=arch.ssm_expansion,
+            d_state=arch.d_state,
+            wavelet=arch.wavelet,
+            wavelet_levels=arch.wavelet_levels,
+            scan_backend=scan_backend,
+        )
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -179,7 +219,8 @@ class MobileMamba(BaseModule):
             raise ValueError(
                 f'MobileMamba was given {x.dtype} of shape {tuple(x.shape)}; expected are floating-point '
                 f'images (B, {self.in_channels}, H, W) of at least one pixel. Convert and normalise bytes '
-                'first; for images of other channels build it with that in_channels.')
+                'first; for images of other channels build it with that in_channels.'
+            )
         if x.device.type == 'cpu':
             # Where the CPU's convolutions and matrix products, and the scan, are fastest.
             x = x.contiguous(memory_format=torch.channels_last)
@@ -194,8 +235,10 @@ class MobileMamba(BaseModule):
         """Load what ``init_cfg`` names, all of it or not at all; without it, keep the initial values."""
         if self.init_cfg and self.init_cfg['type'] == 'Pretrained':
             if not self.init_cfg.get('checkpoint'):
-                raise UserError('init_cfg of type Pretrained names no checkpoint: add checkpoint=FILE, or '
-                                'leave init_cfg out to train from initial values')
+                raise UserError(
+                    'init_cfg of type Pretrained names no checkpoint: add checkpoint=FILE, or '
+                    'leave init_cfg out to train from initial values'
+                )
             load_pretrained(self, self.init_cfg['checkpoint'], self.init_cfg.get('prefix', ''))
             self._is_init = True
         else:
@@ -222,7 +265,7 @@ class MobileMamba(BaseModule):
             self.deployed = True
 
     def _freeze_stages(self) -> None:
-        for stage in self.stages[:self.frozen_stages + 1]:
+        for stage in self.stages[: self.frozen_stages + 1]:
             stage.eval()
             stage.requires_grad_(False)
 

@@ -5,7 +5,18 @@ from .ss2d import SS2D
 from .wavelet import WaveletConv, dwt2d, idwt2d, wavelet_filters
 
 __all__ = [
-    'FFN', 'MRFFI', 'SS2D', 'ConvBN', 'Downsample', 'MKDeConv', 'MobileMambaBlock',
-    'ResidualConvBN', 'WaveletConv', 'WaveletMamba', 'dwt2d', 'idwt2d', 'split_channels',
+    'FFN',
+    'MRFFI',
+    'SS2D',
+    'ConvBN',
+    'Downsample',
+    'MKDeConv',
+    'MobileMambaBlock',
+    'ResidualConvBN',
+    'WaveletConv',
+    'WaveletMamba',
+    'dwt2d',
+    'idwt2d',
+    'split_channels',
     'wavelet_filters',
 ]

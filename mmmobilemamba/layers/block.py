@@ -20,8 +20,9 @@ class MobileMambaBlock(nn.Module):
         **mixer_options: further arguments of :class:`MRFFI`.
     """
 
-    def __init__(self, channels: int, drop_path_rate: float = 0.0,
-                 norm_cfg: NormCfg = DEFAULT_NORM, **mixer_options) -> None:
+    def __init__(
+        self, channels: int, drop_path_rate: float = 0.0, norm_cfg: NormCfg = DEFAULT_NORM, **mixer_options
+    ) -> None:
         super().__init__()
         self.dw_in = ResidualConvBN(channels, norm_cfg, zero_init=True)
         self.ffn_in = FFN(channels, norm_cfg)
@@ -51,8 +52,7 @@ class SqueezeExcite(nn.Module):
 class PatchMerging(nn.Module):
     """Halves height and width: 1x1 to four times the width, 3x3 stride-2 depth-wise, SE, 1x1."""
 
-    def __init__(self, in_channels: int, out_channels: int,
-                 norm_cfg: NormCfg = DEFAULT_NORM) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm_cfg: NormCfg = DEFAULT_NORM) -> None:
         super().__init__()
         hidden = 4 * in_channels
         self.expand = ConvBN(in_channels, hidden, norm_cfg=norm_cfg)
@@ -76,8 +76,7 @@ class Downsample(nn.Sequential):
     Shape: (B, in_channels, H, W) → (B, out_channels, ceil(H/2), ceil(W/2)).
     """
 
-    def __init__(self, in_channels: int, out_channels: int,
-                 norm_cfg: NormCfg = DEFAULT_NORM) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm_cfg: NormCfg = DEFAULT_NORM) -> None:
         super().__init__()
         self.dw_in = ResidualConvBN(in_channels, norm_cfg)
         self.ffn_in = FFN(in_channels, norm_cfg)

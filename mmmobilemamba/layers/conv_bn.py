@@ -45,13 +45,21 @@ class ConvBN(nn.Module):
         zero_init: start the BN scale at 0, so that a residual branch starts as nothing.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1,
-                 groups: int = 1, norm_cfg: NormCfg = DEFAULT_NORM,
-                 zero_init: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        norm_cfg: NormCfg = DEFAULT_NORM,
+        zero_init: bool = False,
+    ) -> None:
         super().__init__()
         layer = PointwiseConv2d if kernel_size == stride == groups == 1 else nn.Conv2d
-        self.conv = layer(in_channels, out_channels, kernel_size, stride, kernel_size // 2,
-                          groups=groups, bias=False)
+        self.conv = layer(
+            in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False
+        )
         self.bn = build_norm_layer(norm_cfg, out_channels)[1]
         if zero_init:
             nn.init.zeros_(self.bn.weight)
@@ -67,10 +75,8 @@ class ConvBN(nn.Module):
 class ResidualConvBN(ConvBN):
     """``x + BN(conv(x))`` with a 3x3 depth-wise convolution."""
 
-    def __init__(self, channels: int, norm_cfg: NormCfg = DEFAULT_NORM,
-                 zero_init: bool = False) -> None:
-        super().__init__(channels, channels, 3, groups=channels, norm_cfg=norm_cfg,
-                         zero_init=zero_init)
+    def __init__(self, channels: int, norm_cfg: NormCfg = DEFAULT_NORM, zero_init: bool = False) -> None:
+        super().__init__(channels, channels, 3, groups=channels, norm_cfg=norm_cfg, zero_init=zero_init)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)

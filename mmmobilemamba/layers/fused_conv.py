@@ -35,8 +35,15 @@ class FusedConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, activation: str = 'none') -> None:
-        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-                         groups=conv.groups, device='meta')
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            groups=conv.groups,
+            device='meta',
+        )
         self.weight, self.bias = conv.weight, conv.bias
         self.activation = activation
         self._packed: dict[torch.Size, Tensor] = {}
@@ -51,9 +58,11 @@ class FusedConv2d(nn.Conv2d):
             weight = self._pack(x.shape)
         if add is None:
             return torch.ops.mkldnn._convolution_pointwise(
-                x, weight, self.bias, *self._geometry, self.activation, [], None)
+                x, weight, self.bias, *self._geometry, self.activation, [], None
+            )
         return torch.ops.mkldnn._convolution_pointwise.binary(
-            x, add, weight, self.bias, *self._geometry, 'add', 1.0, None, [], None)
+            x, add, weight, self.bias, *self._geometry, 'add', 1.0, None, [], None
+        )
 
     def _pack(self, shape: torch.Size) -> Tensor:
         """The weights in the layout for this shape of input; another one may be fifty times as slow.
@@ -63,7 +72,8 @@ class FusedConv2d(nn.Conv2d):
         if len(self._packed) >= MAX_SHAPES:
             self._packed, self._layouts = {}, {}
         packed = torch.ops.mkldnn._reorder_convolution_weight(
-            self.weight.detach(), *self._geometry, list(shape))
+            self.weight.detach(), *self._geometry, list(shape)
+        )
         layout = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
         self._packed[shape] = self._layouts.setdefault(layout, packed)
         return self._packed[shape]
@@ -87,8 +97,12 @@ class FusedConv2d(nn.Conv2d):
     def _runs_in_onednn(self, x: Tensor) -> bool:
         if is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
             return False
-        return (x.device.type == 'cpu' and x.dtype == self.weight.dtype and x.dtype in _onednn_dtypes()
-                and torch.backends.mkldnn.enabled)
+        return (
+            x.device.type == 'cpu'
+            and x.dtype == self.weight.dtype
+            and x.dtype in _onednn_dtypes()
+            and torch.backends.mkldnn.enabled
+        )
 
     def _apply(self, *args: Any, **kwargs: Any) -> 'FusedConv2d':
         self._packed, self._layouts = {}, {}

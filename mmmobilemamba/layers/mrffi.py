@@ -26,7 +26,8 @@ def split_channels(channels: int, global_ratio: float, local_ratio: float) -> tu
     if not 0 < wide <= channels:
         raise ValueError(
             f'global_ratio={global_ratio} of {channels} channels rounds to {wide} (a multiple of 16); '
-            f'it must lie in 16..{channels}: change the width of the stage or the ratio')
+            f'it must lie in 16..{channels}: change the width of the stage or the ratio'
+        )
     local = min(int(local_ratio * channels), channels - wide)
     return wide, local, channels - wide - local
 
@@ -36,8 +37,9 @@ class MKDeConv(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int, norm_cfg: NormCfg = DEFAULT_NORM) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2,
-                                groups=channels, bias=False)
+        self.dwconv = nn.Conv2d(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=False
+        )
         self.bn1 = build_norm_layer(norm_cfg, channels)[1]
         self.pointwise = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
         self.bn2 = build_norm_layer(norm_cfg, channels)[1]
@@ -49,8 +51,10 @@ class MKDeConv(nn.Module):
 
     def fuse(self) -> nn.Sequential:
         """Both batch normalisations folded into the convolution before them."""
-        return nn.Sequential(FusedConv2d(fuse_conv_bn_eval(self.dwconv, self.bn1), 'relu'),
-                             ChannelAffine(fuse_conv_bn_eval(self.pointwise, self.bn2)))
+        return nn.Sequential(
+            FusedConv2d(fuse_conv_bn_eval(self.dwconv, self.bn1), 'relu'),
+            ChannelAffine(fuse_conv_bn_eval(self.pointwise, self.bn2)),
+        )
 
 
 class ChannelAffine(nn.Module):
@@ -68,9 +72,17 @@ class ChannelAffine(nn.Module):
 class WaveletMamba(nn.Module):
     """Global branch (WTE-Mamba): ``base_scale · SS2D(x) + WaveletConv(x)``."""
 
-    def __init__(self, channels: int, kernel_size: int, expansion: float = 2.0, d_state: int = 1,
-                 wavelet: str = 'haar', wavelet_levels: int = 1, scan_backend: str = 'auto',
-                 norm_cfg: NormCfg = DEFAULT_NORM) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        expansion: float = 2.0,
+        d_state: int = 1,
+        wavelet: str = 'haar',
+        wavelet_levels: int = 1,
+        scan_backend: str = 'auto',
+        norm_cfg: NormCfg = DEFAULT_NORM,
+    ) -> None:
         super().__init__()
         self.ss2d = SS2D(channels, expansion, d_state, scan_backend, norm_cfg)
         self.base_scale = nn.Parameter(torch.ones(1, channels, 1, 1))
@@ -102,14 +114,21 @@ class MRFFI(nn.Module):
         **global_options: further arguments of :class:`WaveletMamba`.
     """
 
-    def __init__(self, channels: int, kernel_size: int, global_ratio: float, local_ratio: float,
-                 norm_cfg: NormCfg = DEFAULT_NORM, **global_options) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        global_ratio: float,
+        local_ratio: float,
+        norm_cfg: NormCfg = DEFAULT_NORM,
+        **global_options,
+    ) -> None:
         super().__init__()
         self.splits = split_channels(channels, global_ratio, local_ratio)
-        self.global_branch = WaveletMamba(self.splits[0], kernel_size, norm_cfg=norm_cfg,
-                                          **global_options)
-        self.local_branch = (MKDeConv(self.splits[1], kernel_size, norm_cfg)
-                             if self.splits[1] else nn.Identity())
+        self.global_branch = WaveletMamba(self.splits[0], kernel_size, norm_cfg=norm_cfg, **global_options)
+        self.local_branch = (
+            MKDeConv(self.splits[1], kernel_size, norm_cfg) if self.splits[1] else nn.Identity()
+        )
         self.proj = ConvBN(channels, channels, norm_cfg=norm_cfg, zero_init=True)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,8 +28,14 @@ class SS2D(nn.Module):
     Shape: (B, C, H, W) → (B, C, H, W).
     """
 
-    def __init__(self, channels: int, expansion: float = 2.0, d_state: int = 1,
-                 scan_backend: str = 'auto', norm_cfg: NormCfg = DEFAULT_NORM) -> None:
+    def __init__(
+        self,
+        channels: int,
+        expansion: float = 2.0,
+        d_state: int = 1,
+        scan_backend: str = 'auto',
+        norm_cfg: NormCfg = DEFAULT_NORM,
+    ) -> None:
         super().__init__()
         inner, rank, directions = int(expansion * channels), math.ceil(channels / 16), 2
         self.d_state, self.rank, self.scan_backend = d_state, rank, scan_backend
@@ -37,9 +43,10 @@ class SS2D(nn.Module):
         self.gate_proj: FusedConv2d | None = None
         self.scan_weights: nn.ParameterList | None = None
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
-        bound = inner ** -0.5  # what nn.Linear(inner, rank + 2 * d_state) starts from
+        bound = inner**-0.5  # what nn.Linear(inner, rank + 2 * d_state) starts from
         self.x_proj_weight = nn.Parameter(
-            torch.empty(directions, rank + 2 * d_state, inner).uniform_(-bound, bound))
+            torch.empty(directions, rank + 2 * d_state, inner).uniform_(-bound, bound)
+        )
         self.dt_proj_weight = nn.Parameter(0.1 * torch.rand(directions, inner, rank))
         self.dt_proj_bias = nn.Parameter(0.1 * torch.rand(directions, inner))
         self.A_log = nn.Parameter(torch.zeros(directions * inner, d_state))
@@ -72,8 +79,16 @@ class SS2D(nn.Module):
         delta = pointwise(dt, to_delta)
         B, C = B_and_C.flatten(2).unflatten(1, (2, 2, self.d_state)).unbind(2)
         return bidirectional_selective_scan(
-            x.flatten(2), delta.flatten(2).unflatten(1, (2, inner)), A.float(), B, C, D.float(),
-            delta_bias=delta_bias.float(), delta_softplus=True, backend=self.scan_backend)
+            x.flatten(2),
+            delta.flatten(2).unflatten(1, (2, inner)),
+            A.float(),
+            B,
+            C,
+            D.float(),
+            delta_bias=delta_bias.float(),
+            delta_softplus=True,
+            backend=self.scan_backend,
+        )
 
     def _scan_weights(self) -> tuple[Tensor, ...]:
         """1x1 kernels that make Δ's low-rank form, B and C, then Δ; A, D and the bias of Δ.
@@ -82,16 +97,19 @@ class SS2D(nn.Module):
         and Δ of both in a second one, whose weight is block-diagonal.
         """
         to_dt, to_B_and_C = self.x_proj_weight.split((self.rank, 2 * self.d_state), dim=1)
-        return (torch.cat((to_dt.flatten(0, 1), to_B_and_C.flatten(0, 1)))[..., None, None],
-                torch.block_diag(*self.dt_proj_weight)[..., None, None],
-                -self.A_log.float().exp(), self.D, self.dt_proj_bias.flatten())
+        return (
+            torch.cat((to_dt.flatten(0, 1), to_B_and_C.flatten(0, 1)))[..., None, None],
+            torch.block_diag(*self.dt_proj_weight)[..., None, None],
+            -self.A_log.float().exp(),
+            self.D,
+            self.dt_proj_bias.flatten(),
+        )
 
     def fuse(self) -> 'SS2D':
         """Let the convolutions take in the SiLUs, which calls for two input projections, and keep what
         the scan is given instead of the parameters that it comes from."""
         self.in_proj, self.gate_proj = self.in_proj.chunk('none', 'swish')
         self.conv = FusedConv2d(self.conv, 'swish')
-        self.scan_weights = nn.ParameterList(
-            w.detach().to(self.D.dtype) for w in self._scan_weights())
+        self.scan_weights = nn.ParameterList(w.detach().to(self.D.dtype) for w in self._scan_weights())
         del self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, self.A_log, self.D
         return self

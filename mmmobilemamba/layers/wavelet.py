@@ -31,8 +31,10 @@ def wavelet_filters(wavelet: str) -> tuple[Tensor, Tensor]:
     try:
         w = pywt.Wavelet(wavelet)
     except (ValueError, TypeError) as err:
-        raise ValueError(f'wavelet={wavelet!r} is not a discrete wavelet of PyWavelets; allowed are '
-                         f'the names in pywt.wavelist(kind="discrete"), e.g. "haar", "db2"') from err
+        raise ValueError(
+            f'wavelet={wavelet!r} is not a discrete wavelet of PyWavelets; allowed are '
+            f'the names in pywt.wavelist(kind="discrete"), e.g. "haar", "db2"'
+        ) from err
     # Convolution frameworks correlate; PyWavelets convolves, hence the reversal.
     lo, hi = (torch.tensor(f[::-1], dtype=torch.float64) for f in (w.dec_lo, w.dec_hi))
     rec_lo, rec_hi = (torch.tensor(f, dtype=torch.float64) for f in (w.rec_lo, w.rec_hi))
@@ -64,8 +66,7 @@ def dwt2d(x: Tensor, filters: Tensor) -> Tensor:
     if filters.shape[-1] == 2:
         return 0.5 * haar_analysis(x)
     b, c, h, w = x.shape
-    y = F.conv2d(x, _depthwise_kernels(filters, c), stride=2, padding=filters.shape[-1] // 2 - 1,
-                 groups=c)
+    y = F.conv2d(x, _depthwise_kernels(filters, c), stride=2, padding=filters.shape[-1] // 2 - 1, groups=c)
     return y.view(b, c, 4, h // 2, w // 2).transpose(1, 2).flatten(1, 2)
 
 
@@ -83,8 +84,9 @@ def idwt2d(y: Tensor, filters: Tensor) -> Tensor:
         return 0.5 * haar_synthesis(y, 2 * y.shape[2], 2 * y.shape[3])
     b, c4, h, w = y.shape
     y = y.view(b, 4, c4 // 4, h, w).transpose(1, 2).flatten(1, 2)
-    return F.conv_transpose2d(y, _depthwise_kernels(filters, c4 // 4), stride=2,
-                              padding=filters.shape[-1] // 2 - 1, groups=c4 // 4)
+    return F.conv_transpose2d(
+        y, _depthwise_kernels(filters, c4 // 4), stride=2, padding=filters.shape[-1] // 2 - 1, groups=c4 // 4
+    )
 
 
 class WaveletConv(nn.Module):
@@ -99,8 +101,7 @@ class WaveletConv(nn.Module):
     Shape: (B, C, H, W) → (B, C, H, W). An odd H or W is padded by a zero at the bottom or right.
     """
 
-    def __init__(self, channels: int, kernel_size: int, wavelet: str = 'haar',
-                 levels: int = 1) -> None:
+    def __init__(self, channels: int, kernel_size: int, wavelet: str = 'haar', levels: int = 1) -> None:
         super().__init__()
         if levels < 1:
             raise ValueError(f'levels={levels} is not allowed; a wavelet convolution needs at least 1')
@@ -109,10 +110,19 @@ class WaveletConv(nn.Module):
         self.register_buffer('analysis', analysis, persistent=False)
         self.register_buffer('synthesis', synthesis, persistent=False)
         self.convs = nn.ModuleList(
-            nn.Conv2d(4 * channels, 4 * channels, kernel_size, padding=kernel_size // 2,
-                      groups=4 * channels, bias=False) for _ in range(levels))
+            nn.Conv2d(
+                4 * channels,
+                4 * channels,
+                kernel_size,
+                padding=kernel_size // 2,
+                groups=4 * channels,
+                bias=False,
+            )
+            for _ in range(levels)
+        )
         self.scales = nn.ParameterList(
-            nn.Parameter(torch.full((1, 4 * channels, 1, 1), 0.1)) for _ in range(levels))
+            nn.Parameter(torch.full((1, 4 * channels, 1, 1), 0.1)) for _ in range(levels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self._level(x, 0)
@@ -148,7 +158,7 @@ class WaveletConv(nn.Module):
 
     def _scaled_weight(self, level: int) -> Tensor:
         """Kernels with the scale and both gains: cheaper here than on the maps."""
-        return self.convs[level].weight * (self._gain ** 2 * self.scales[level]).view(-1, 1, 1, 1)
+        return self.convs[level].weight * (self._gain**2 * self.scales[level]).view(-1, 1, 1, 1)
 
     def fuse(self) -> 'WaveletConv':
         """Fold the scales into the kernels."""

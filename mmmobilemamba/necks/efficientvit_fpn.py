@@ -53,10 +53,7 @@ class EfficientViTFPN(BaseModule):
         init_cfg: dict | list[dict] | None = XAVIER_UNIFORM,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if (
-            not (isinstance(in_channels, Sequence) and in_channels)
-            or min(*in_channels, out_channels) < 1
-        ):
+        if not (isinstance(in_channels, Sequence) and in_channels) or min(*in_channels, out_channels) < 1:
             raise ValueError(
                 'in_channels lists the channels of each backbone level and out_channels is one '
                 'number, all of them positive, but '
@@ -93,9 +90,7 @@ class EfficientViTFPN(BaseModule):
         self.fpn_convs = nn.ModuleList(conv3x3() for _ in in_channels)
         if add_extra_convs:
             for i in range(num_outs - num_convs):
-                self.fpn_convs.append(
-                    conv3x3(in_channels[-1] if i == 0 else out_channels, stride=2)
-                )
+                self.fpn_convs.append(conv3x3(in_channels[-1] if i == 0 else out_channels, stride=2))
         self.extra_trans_convs = nn.ModuleList(upsampling() for _ in range(num_extra_trans_convs))
         self.extra_fpn_convs = nn.ModuleList(conv3x3() for _ in range(num_extra_trans_convs))
 

@@ -57,12 +57,20 @@ def test_each_image_alone_equals_the_authors_network(variant, monkeypatch):
         monkeypatch.setattr(SS2D, '_scan', authors_scan)
         for i, image in enumerate(case.image.split(1)):
             for output, reference in zip(together, model(image), strict=True):
-                assert relative(output[i:i + 1], reference) < 1e-5
+                assert relative(output[i : i + 1], reference) < 1e-5
 
 
-@pytest.mark.parametrize('variant, channels', [
-    ('t2', (144, 272, 368)), ('t4', (176, 368, 448)), ('s6', (192, 384, 448)), ('b1', (200, 376, 448)),
-    ('b2', (200, 376, 448)), ('b4', (200, 376, 448))])
+@pytest.mark.parametrize(
+    'variant, channels',
+    [
+        ('t2', (144, 272, 368)),
+        ('t4', (176, 368, 448)),
+        ('s6', (192, 384, 448)),
+        ('b1', (200, 376, 448)),
+        ('b2', (200, 376, 448)),
+        ('b4', (200, 376, 448)),
+    ],
+)
 def test_channels_and_strides(variant, channels):
     model = MobileMamba(variant)
     assert model.out_channels == channels
@@ -111,7 +119,7 @@ def test_frozen_stages(frozen):
         sum(output.sum() for output in outputs).backward()
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1).step()
     changed = {k.split('.')[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == set(['stem', 'stage1', 'stage2', 'stage3'][frozen + 1:])
+    assert changed == set(['stem', 'stage1', 'stage2', 'stage3'][frozen + 1 :])
 
 
 def test_norm_eval_keeps_the_statistics_while_weights_train():

@@ -30,7 +30,11 @@ def golden_case(variant: str) -> SimpleNamespace:
     image = normal((2, 3, 96, 64))
     features = [torch.from_numpy(arrays[name]) for name in ('stem', 'stage1', 'stage2', 'stage3')]
     return SimpleNamespace(
-        state_dict=authors_state_dict(variant), image=image, features=features,
-        loss_weights=[normal(feature.shape) for feature in features], loss=float(arrays['loss']),
+        state_dict=authors_state_dict(variant),
+        image=image,
+        features=features,
+        loss_weights=[normal(feature.shape) for feature in features],
+        loss=float(arrays['loss']),
         grad_input=torch.from_numpy(arrays['grad_input']),
-        grad_norms=dict(zip(arrays['grad_names'].tolist(), arrays['grad_norms'].tolist(), strict=True)))
+        grad_norms=dict(zip(arrays['grad_names'].tolist(), arrays['grad_norms'].tolist(), strict=True)),
+    )

@@ -3,6 +3,7 @@
 Every tensor is a function of its own name and shape alone, so two
 implementations that agree on the layout can be compared without a download.
 """
+
 import json
 import zlib
 
@@ -16,7 +17,7 @@ def golden_tensor(name, shape):
     if leaf == 'num_batches_tracked':
         return np.zeros(shape, np.int64)
     if leaf == 'running_var' or (leaf == 'weight' and len(shape) == 1):
-        value = rng.uniform(0.5, 1.5, shape)          # BN / LN scale, variance
+        value = rng.uniform(0.5, 1.5, shape)  # BN / LN scale, variance
     elif leaf in ('bias', 'running_mean'):
         value = 0.1 * rng.standard_normal(shape)
     elif leaf == 'A_logs':
@@ -27,9 +28,9 @@ def golden_tensor(name, shape):
         value = rng.uniform(-3, 0, shape)
     elif leaf in ('x_proj_weight', 'dt_projs_weight'):  # large enough for the scan to show
         value = 6 * rng.standard_normal(shape) / np.sqrt(shape[-1])
-    elif '_scale.' in name:                            # base_scale, wavelet_scale
+    elif '_scale.' in name:  # base_scale, wavelet_scale
         value = rng.uniform(0.1, 1.0, shape)
-    else:                                              # conv / linear / projections
+    else:  # conv / linear / projections
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else shape[0]
         value = 0.4 * rng.standard_normal(shape) / np.sqrt(fan_in)
     return np.asarray(value, np.float32)
@@ -38,5 +39,4 @@ def golden_tensor(name, shape):
 def golden_state_dict(keys_json, keep=('wt_filter', 'iwt_filter')):
     """name → array for every key but the fixed Haar filters, which a model builds itself."""
     keys = json.loads(keys_json.read_text())
-    return {k: golden_tensor(k, tuple(s)) for k, s in keys.items()
-            if k.rsplit('.', 1)[-1] not in keep}
+    return {k: golden_tensor(k, tuple(s)) for k, s in keys.items() if k.rsplit('.', 1)[-1] not in keep}

@@ -7,13 +7,16 @@ from tiny import as_trained
 from mmmobilemamba.layers import MRFFI, SS2D, Downsample, MobileMambaBlock, split_channels
 
 
-@pytest.mark.parametrize('channels, ratios, expected', [
-    (200, (0.8, 0.2), (160, 40, 0)),
-    (376, (0.7, 0.2), (256, 75, 45)),
-    (448, (0.6, 0.3), (272, 134, 42)),
-    (144, (0.8, 0.2), (112, 28, 4)),
-    (40, (0.6, 0.6), (32, 8, 0)),  # 24 lies between 16 and 32: a tie goes up; the local share is cut
-])
+@pytest.mark.parametrize(
+    'channels, ratios, expected',
+    [
+        (200, (0.8, 0.2), (160, 40, 0)),
+        (376, (0.7, 0.2), (256, 75, 45)),
+        (448, (0.6, 0.3), (272, 134, 42)),
+        (144, (0.8, 0.2), (112, 28, 4)),
+        (40, (0.6, 0.6), (32, 8, 0)),  # 24 lies between 16 and 32: a tie goes up; the local share is cut
+    ],
+)
 def test_split_channels(channels, ratios, expected):
     assert split_channels(channels, *ratios) == expected
 
@@ -43,8 +46,13 @@ def test_mrffi_passes_the_identity_share_unchanged():
     x = torch.randn(1, 48, 4, 4)
     mixed = torch.cat((module.global_branch(x[:, :32]), module.local_branch(x[:, 32:44]), x[:, 44:]), 1)
     proj = module.proj
-    expected = x + F.batch_norm(F.conv2d(F.relu(mixed), proj.conv.weight), proj.bn.running_mean,
-                                proj.bn.running_var, proj.bn.weight, proj.bn.bias)
+    expected = x + F.batch_norm(
+        F.conv2d(F.relu(mixed), proj.conv.weight),
+        proj.bn.running_mean,
+        proj.bn.running_var,
+        proj.bn.weight,
+        proj.bn.bias,
+    )
     torch.testing.assert_close(module(x), expected)
 
 

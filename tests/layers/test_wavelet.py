@@ -29,7 +29,8 @@ def test_longer_wavelets_are_pywavelets_without_the_outermost_coefficients(wavel
     approximation, details = pywt.dwt2(moved, wavelet, mode='zero')
     start = half // 2
     expected = np.concatenate((approximation, *details), axis=1)[
-        ..., start:start + height // 2, start:start + width // 2]
+        ..., start : start + height // 2, start : start + width // 2
+    ]
     bands = dwt2d(x, analysis)
     np.testing.assert_allclose(bands.numpy(), expected, atol=1e-6)
     inner = (..., slice(2 * half, -2 * half), slice(2 * half, -2 * half))
@@ -67,7 +68,7 @@ def test_odd_sizes_are_padded_by_zeros_and_cropped(wavelet, levels, size):
     y = layer(x)
     assert y.shape == x.shape
     padded = torch.nn.functional.pad(x, (0, size[1] % 2, 0, size[0] % 2))
-    torch.testing.assert_close(y, layer(padded)[..., :size[0], :size[1]])
+    torch.testing.assert_close(y, layer(padded)[..., : size[0], : size[1]])
 
 
 def test_memory_format_makes_no_difference():

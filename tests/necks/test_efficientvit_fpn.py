@@ -48,10 +48,7 @@ def test_equals_naive_pyramid(sizes, num_outs, num_extra, extra_convs):
     neck = EfficientViTFPN(channels, 8, num_outs, num_extra, extra_convs).double()
     for parameter in neck.parameters():
         torch.nn.init.normal_(parameter)
-    inputs = [
-        torch.randn(2, c, *size, dtype=torch.double)
-        for c, size in zip(channels, sizes, strict=True)
-    ]
+    inputs = [torch.randn(2, c, *size, dtype=torch.double) for c, size in zip(channels, sizes, strict=True)]
 
     outs = neck(inputs)
 
