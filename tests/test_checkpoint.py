@@ -1,13 +1,12 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from golden import FOLDER, GOLDEN_VARIANTS, authors_state_dict
 from mmengine.runner import load_checkpoint
-from tiny import TINY
+from tiny import REPOSITORY, TINY
 
 from mmmobilemamba import MobileMamba, checkpoint
 from mmmobilemamba.checkpoint import (
@@ -17,8 +16,6 @@ from mmmobilemamba.checkpoint import (
     to_authors_checkpoint,
     to_authors_layout,
 )
-
-REPO = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -152,15 +149,15 @@ def test_convert_checkpoint_tool(tmp_path, t2):
     tensors = {f'backbone.{k}': v for k, v in model.state_dict().items()}
     tensors['neck.weight'] = torch.ones(2)
     source = save({'state_dict': tensors, 'meta': {}}, tmp_path / 'ours.pth')
-    command = [sys.executable, REPO / 'tools/convert_checkpoint.py', source, tmp_path / 'theirs.pth']
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+    command = [sys.executable, REPOSITORY / 'tools/convert_checkpoint.py', source, tmp_path / 'theirs.pth']
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     written = torch.load(tmp_path / 'theirs.pth', weights_only=True)['state_dict']
     assert torch.equal(written.pop('neck.weight'), torch.ones(2))
     assert set(written) == {
         f'backbone.{k}' for k in json.loads((FOLDER / 'keys_t2.json').read_text()) if not k.startswith('head')
     }
-    again = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+    again = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert again.returncode == 2 and 'exists already' in again.stderr
     with pytest.raises(CheckpointError, match="in the authors' layout already"):
         to_authors_checkpoint({'state_dict': written})

@@ -1,7 +1,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
+from tiny import REPOSITORY
+
+CONFIGS = REPOSITORY / 'configs'
 
 
 class Case(NamedTuple):

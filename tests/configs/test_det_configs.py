@@ -1,14 +1,13 @@
-from pathlib import Path
-
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from mmengine.registry import MODELS, init_default_scope
+from tiny import REPOSITORY
 
 from mmmobilemamba.necks import EfficientViTFPN
 
-CONFIGS = Path(__file__).parents[2] / 'configs/det'
+CONFIGS = REPOSITORY / 'configs/det'
 
 
 @pytest.fixture(scope='module')

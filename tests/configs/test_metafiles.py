@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 from cases import CASES
+from tiny import REPOSITORY
 
 from mmmobilemamba.engine import load_config
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def read(name: str) -> dict:

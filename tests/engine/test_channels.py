@@ -1,12 +1,11 @@
-from pathlib import Path
-
 import pytest
 from mmengine.config import Config
+from tiny import REPOSITORY
 
 from mmmobilemamba.engine import check_channels, load_config, set_arch
 from mmmobilemamba.errors import UserError
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
+CONFIGS = REPOSITORY / 'configs'
 T2 = [144, 272, 368]
 
 

@@ -13,13 +13,12 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import get_file_backend
 from mmengine.runner.loops import _InfiniteDataloaderIterator
+from tiny import REPOSITORY
 
 from mmmobilemamba import engine
 from mmmobilemamba.checkpoint import read_checkpoint
 from mmmobilemamba.engine import safeguards
 from mmmobilemamba.engine.start import latest_checkpoint
-
-REPOSITORY = Path(__file__).parents[2]
 
 KILLED_AT = """
 import os, signal

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import REPOSITORY
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark.py'
+TOOL = REPOSITORY / 'tools' / 'benchmark.py'
 TINY = 'MobileMamba(arch=dict(widths=(16,24,32),depths=(1,1,1)))'
 QUICK = ('--repeats', '2', '--warmup', '0', '--matmul-size', '32', '--device', 'cpu')
 

@@ -1,8 +1,9 @@
 import subprocess
 import sys
-from pathlib import Path
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark_scan.py'
+from tiny import REPOSITORY
+
+TOOL = REPOSITORY / 'tools' / 'benchmark_scan.py'
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

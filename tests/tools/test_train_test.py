@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-REPOSITORY = Path(__file__).parents[2]
+from tiny import REPOSITORY
 
 
 def run(*command, cwd, **variables) -> str:
