@@ -121,11 +121,13 @@ def enable_amp(cfg: Config) -> None:
             f'optim_wrapper.dtype is {options.dtype}, but --amp on a CPU computes in '
             f'{" or ".join(CPU_AMP_DTYPES)}.'
         )
-    for scaling in ('loss_scale', 'use_fsdp'):
-        options.pop(scaling, None)
-    how = 'without loss scaling'
+    options.pop('use_fsdp', None)
     if options.dtype == 'float16':
-        how = "with dynamic loss scaling; it tries out a GPU's arithmetic, and is far slower than float32"
+        options.setdefault('loss_scale', 'dynamic')
+        how = "with loss scaling; it tries out a GPU's arithmetic, and is far slower than float32"
+    else:
+        options.pop('loss_scale', None)
+        how = 'without loss scaling'
     print_log(f'--amp on a CPU: {options.dtype}, {how}', logger='current')
 
 

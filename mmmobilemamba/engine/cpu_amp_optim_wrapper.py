@@ -23,13 +23,20 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         dtype: Data type of the autocast: 'bfloat16', or 'float16', which scales the loss as on a GPU
             and serves to try out what a GPU will compute: PyTorch's convolutions of it may take some
             ten times as long as those of float32.
+        loss_scale: As ``AmpOptimWrapper`` takes it, for float16: 'dynamic', a number, or the arguments
+            of ``GradScaler``, for example ``dict(init_scale=512.)``.
         **kwargs: Arguments of ``OptimWrapper``.
 
     Raises:
-        ValueError: If ``dtype`` is another one, or PyTorch cannot scale losses on a CPU.
+        ValueError: If ``dtype`` or ``loss_scale`` is another one, or PyTorch cannot scale losses on a CPU.
     """
 
-    def __init__(self, dtype: str | torch.dtype = 'bfloat16', **kwargs: Any) -> None:
+    def __init__(
+        self,
+        dtype: str | torch.dtype = 'bfloat16',
+        loss_scale: str | float | dict[str, Any] = 'dynamic',
+        **kwargs: Any,
+    ) -> None:
         name = str(dtype).removeprefix('torch.')
         if name not in DTYPES:
             raise ValueError(f'dtype is {dtype!r}; mixed precision on a CPU is of {" or ".join(DTYPES)}')
@@ -37,11 +44,15 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
             raise ValueError(
                 f'float16 on a CPU needs torch 2.3 or later, this is {torch.__version__}; use bfloat16'
             )
+        number = isinstance(loss_scale, int | float)
+        if not number and not isinstance(loss_scale, dict) and loss_scale != 'dynamic':
+            raise ValueError(f"loss_scale is {loss_scale!r}; it is 'dynamic', a number or a dict")
         # Past AmpOptimWrapper's own constructor, which refuses CPUs.
         OptimWrapper.__init__(self, **kwargs)
         self.cast_dtype = getattr(torch, name)
-        self._scale_update_param = None
-        self.loss_scaler = _grad_scaler(enabled=name == 'float16')
+        self._scale_update_param = float(loss_scale) if number else None
+        options = loss_scale if isinstance(loss_scale, dict) else {'init_scale': loss_scale} if number else {}
+        self.loss_scaler = _grad_scaler(enabled=name == 'float16', **options)
 
     @contextmanager
     def optim_context(self, model: nn.Module):
@@ -57,8 +68,8 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
             super().backward(loss, **kwargs)
 
 
-def _grad_scaler(enabled: bool):
+def _grad_scaler(enabled: bool, **options: Any):
     """A scaler of losses for the CPU; bfloat16 has the exponents of float32 and needs none."""
     if hasattr(torch.amp, 'GradScaler'):
-        return torch.amp.GradScaler('cpu', enabled=enabled)
+        return torch.amp.GradScaler('cpu', enabled=enabled, **options)
     return torch.cuda.amp.GradScaler(enabled=False)

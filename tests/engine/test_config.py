@@ -84,7 +84,10 @@ class TestTrainingOptions:
         assert cfg.optim_wrapper == dict(type='CPUAmpOptimWrapper', dtype='bfloat16')
         cfg.optim_wrapper.dtype = 'float16'
         engine.enable_amp(cfg)
-        assert cfg.optim_wrapper == dict(type='CPUAmpOptimWrapper', dtype='float16')
+        assert cfg.optim_wrapper == dict(type='CPUAmpOptimWrapper', dtype='float16', loss_scale='dynamic')
+        cfg.optim_wrapper.loss_scale = 512.0
+        engine.enable_amp(cfg)
+        assert cfg.optim_wrapper.loss_scale == 512.0
         cfg.optim_wrapper.dtype = 'float64'
         with pytest.raises(UserError, match='float64, but --amp on a CPU computes in bfloat16 or float16'):
             engine.enable_amp(cfg)

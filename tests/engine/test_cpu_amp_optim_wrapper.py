@@ -54,7 +54,18 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow():
     assert wrapper.state_dict()['loss_scaler']['scale'] == scale / 2
 
 
+@pytest.mark.parametrize('loss_scale, constant', [(64, True), (dict(init_scale=64.0), False)])
+def test_loss_scales_of_a_config(loss_scale, constant):
+    model = nn.Linear(4, 3)
+    wrapper = build(model, dtype='float16', loss_scale=loss_scale)
+    assert wrapper.loss_scaler.get_scale() == 64
+    wrapper.update_params(model(torch.randn(2, 4)).sum() * float('inf'))
+    assert wrapper.loss_scaler.get_scale() == (64 if constant else 32)
+
+
 def test_other_types_are_refused():
+    with pytest.raises(ValueError, match="loss_scale is 'static'; it is 'dynamic', a number or a dict"):
+        build(nn.Linear(1, 1), dtype='float16', loss_scale='static')
     with pytest.raises(ValueError, match="dtype is 'float64'; mixed precision on a CPU is of bfloat16 or"):
         build(nn.Linear(1, 1), dtype='float64')
 
@@ -76,7 +87,9 @@ def test_losses_of_200_steps_on_the_demo_data_are_those_of_float32(tmp_path, too
         return [json.loads(line)['loss'] for line in log.read_text().splitlines()]
 
     expected = losses('float32')
-    found = losses(dtype, f'optim_wrapper.dtype={dtype}', '--amp')
+    # A scale that fits from the start: the search for it, from 65536 down, leaves out steps.
+    scale = 'optim_wrapper.loss_scale.init_scale=512.0'
+    found = losses(dtype, f'optim_wrapper.dtype={dtype}', scale, '--amp')
     assert len(expected) == len(found) == 200
     assert all(map(math.isfinite, found))
     print(f'mean loss {statistics.mean(found):.4f} against {statistics.mean(expected):.4f}')
