@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmmobilemamba import engine
 from mmmobilemamba.benchmark.accuracy_and_cost import evaluate_at
-from mmmobilemamba.datasets import check_data_exists, retarget
+from mmmobilemamba.datasets import with_data
 from mmmobilemamba.errors import UserError
 from mmmobilemamba.evaluation import table
 from mmmobilemamba.evaluation.load import check_device, device_name
@@ -74,11 +74,7 @@ def prepare(args):
     engine.skip_training(cfg)
     engine.load_for_testing(cfg, args.checkpoint)
     engine.set_work_dir(cfg, args.work_dir)
-    if args.data_root is not None:
-        cfg = retarget(cfg, args.data_root)
-    else:
-        check_data_exists(cfg)
-    return cfg
+    return with_data(cfg, args.data_root)
 
 
 def main():
