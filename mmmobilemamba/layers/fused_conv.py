@@ -75,8 +75,9 @@ class FusedConv2d(nn.Conv2d):
             self.weight.detach(), *self._geometry, list(shape)
         )
         layout = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
-        self._packed[shape] = self._layouts.setdefault(layout, packed)
-        return self._packed[shape]
+        # Returned as it is, for another thread may empty the two at any time.
+        self._packed[shape] = packed = self._layouts.setdefault(layout, packed)
+        return packed
 
     def chunk(self, *activations: str) -> list['FusedConv2d']:
         """Convolutions that each compute an equal share of the output channels; not if depth-wise."""
