@@ -43,8 +43,10 @@ def add_safeguards(cfg: Config) -> None:
 
 
 def _warn_of_initial_values_kept(cfg: Config) -> None:
-    backbone = cfg.get('model', {}).get('backbone') or {}
-    if backbone.get('init_cfg') or cfg.get('load_from') or cfg.get('resume'):
+    model = cfg.get('model', {})
+    backbone = model.get('backbone') or {}
+    # MMSegmentation's models take the backbone's weights as `pretrained` too.
+    if any((backbone.get('init_cfg'), model.get('pretrained'), cfg.get('load_from'), cfg.get('resume'))):
         return
     kept = {
         'norm_eval=True keeps its batch norms from ever learning the statistics of its features': (

@@ -226,6 +226,7 @@ class TestSafeguards:
             (dict(frozen_stages=0), {}, 'random weights, and frozen_stages=0 keeps parts of it random'),
             (dict(norm_eval=True, init_cfg=dict(type='Pretrained', checkpoint='b1.pth')), {}, None),
             (dict(norm_eval=True), dict(load_from='retinanet.pth'), None),
+            (dict(norm_eval=True), {'model.pretrained': 'r50.pth'}, None),
             (dict(norm_eval=True, frozen_stages=1), dict(resume=True), None),
             (dict(norm_eval=False, frozen_stages=-1), {}, None),
         ],
