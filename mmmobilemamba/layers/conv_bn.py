@@ -8,6 +8,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..ops import depthwise_conv2d
 from .fused_conv import FusedConv2d
 
 NormCfg = dict[str, Any]
@@ -30,6 +31,18 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return pointwise(x, self.weight, self.bias)
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """One odd kernel per channel, without bias, that computes by :func:`depthwise_conv2d`."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise_conv2d(x, self.weight)
 
 
 class ConvBN(nn.Module):

@@ -7,7 +7,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .conv_bn import DEFAULT_NORM, ConvBN, NormCfg
+from .conv_bn import DEFAULT_NORM, ConvBN, DepthwiseConv2d, NormCfg
 from .fused_conv import FusedConv2d
 from .ss2d import SS2D
 from .wavelet import WaveletConv
@@ -37,9 +37,7 @@ class MKDeConv(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int, norm_cfg: NormCfg = DEFAULT_NORM) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(
-            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=False
-        )
+        self.dwconv = DepthwiseConv2d(channels, kernel_size)
         self.bn1 = build_norm_layer(norm_cfg, channels)[1]
         self.pointwise = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
         self.bn2 = build_norm_layer(norm_cfg, channels)[1]
@@ -126,14 +124,16 @@ class MRFFI(nn.Module):
         super().__init__()
         self.splits = split_channels(channels, global_ratio, local_ratio)
         self.global_branch = WaveletMamba(self.splits[0], kernel_size, norm_cfg=norm_cfg, **global_options)
-        self.local_branch = (
-            MKDeConv(self.splits[1], kernel_size, norm_cfg) if self.splits[1] else nn.Identity()
-        )
+        self.local_branch = MKDeConv(self.splits[1], kernel_size, norm_cfg) if self.splits[1] else None
         self.proj = ConvBN(channels, channels, norm_cfg=norm_cfg, zero_init=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide, local, identity = x.split(self.splits, dim=1)
-        mixed = torch.cat((self.global_branch(wide), self.local_branch(local), identity), dim=1)
+        # A part without channels would make PyTorch forget that the memory is channels-last.
+        wide, *rest = x.split([n for n in self.splits if n], dim=1)
+        branches = [self.global_branch(wide)]
+        if self.local_branch is not None:
+            branches.append(self.local_branch(rest.pop(0)))
+        mixed = torch.cat(branches + rest, dim=1)
         mixed = F.relu(mixed, inplace=True)
         if isinstance(self.proj, FusedConv2d):
             return self.proj(mixed, add=x)

@@ -11,7 +11,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import haar_analysis, haar_synthesis
+from ..ops import depthwise_conv2d, haar_analysis, haar_synthesis
+from .conv_bn import DepthwiseConv2d
 from .fused_conv import FusedConv2d
 
 
@@ -109,17 +110,7 @@ class WaveletConv(nn.Module):
         analysis, synthesis = wavelet_filters(wavelet)
         self.register_buffer('analysis', analysis, persistent=False)
         self.register_buffer('synthesis', synthesis, persistent=False)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(
-                4 * channels,
-                4 * channels,
-                kernel_size,
-                padding=kernel_size // 2,
-                groups=4 * channels,
-                bias=False,
-            )
-            for _ in range(levels)
-        )
+        self.convs = nn.ModuleList(DepthwiseConv2d(4 * channels, kernel_size) for _ in range(levels))
         self.scales = nn.ParameterList(
             nn.Parameter(torch.full((1, 4 * channels, 1, 1), 0.1)) for _ in range(levels)
         )
@@ -154,7 +145,7 @@ class WaveletConv(nn.Module):
         conv = self.convs[level]
         if self.scales is None:
             return conv(bands)
-        return F.conv2d(bands, self._scaled_weight(level), padding=conv.padding, groups=conv.groups)
+        return depthwise_conv2d(bands, self._scaled_weight(level))
 
     def _scaled_weight(self, level: int) -> Tensor:
         """Kernels with the scale and both gains: cheaper here than on the maps."""

@@ -1,3 +1,4 @@
+from .depthwise import depthwise_conv2d
 from .haar import haar_analysis, haar_synthesis
 from .selective_scan import (
     available_backends,
@@ -10,6 +11,7 @@ __all__ = [
     'available_backends',
     'bidirectional_selective_scan',
     'check_backend',
+    'depthwise_conv2d',
     'haar_analysis',
     'haar_synthesis',
     'selective_scan',

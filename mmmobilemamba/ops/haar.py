@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..compat import is_compiling
 from . import native
 
 
@@ -61,20 +60,12 @@ def _butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, ...]
 
 
 def _runs_natively(x: Tensor) -> bool:
-    """Compilers and exports get the additions themselves, which they fuse with what is around them."""
-    return (
-        not is_compiling()
-        and not torch.jit.is_tracing()
-        and x.device.type == 'cpu'
-        and _operators_registered()
-    )
+    # Where the library is missing, the scan, which needs it more, says so in the log.
+    return native.usable(x) and _operators_registered()
 
 
 @cache
 def _operators_registered() -> bool:
-    # Where the library is missing, the scan, which needs it more, says so in the log.
-    if native.missing() is not None:
-        return False
     name = 'mmmobilemamba::haar_'
     torch.library.register_fake(name + 'analysis', _fake_analysis)
     torch.library.register_fake(name + 'synthesis', _fake_synthesis)

@@ -4,6 +4,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from ..compat import is_compiling
 
 
 @cache
@@ -19,3 +22,8 @@ def missing() -> str | None:
     except OSError as err:
         return f'its kernel was built for another torch and does not load ({err})'
     return None
+
+
+def usable(x: Tensor) -> bool:
+    """Whether to compute with x there. Compilers and exports get the plain operations, which they fuse."""
+    return not is_compiling() and not torch.jit.is_tracing() and x.device.type == 'cpu' and missing() is None

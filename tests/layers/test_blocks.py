@@ -56,6 +56,18 @@ def test_mrffi_passes_the_identity_share_unchanged():
     torch.testing.assert_close(module(x), expected)
 
 
+@pytest.mark.parametrize('ratios', [(0.5, 0.25), (0.75, 0.25), (0.5, 0), (1, 0)])
+def test_mrffi_keeps_channels_last(ratios):
+    """Whichever branches there are, forward and backward."""
+    module = MRFFI(64, 3, *ratios)
+    x = torch.randn(1, 64, 6, 4, requires_grad=True).to(memory_format=torch.channels_last)
+    seen = []
+    module.proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x.register_hook(seen.append)
+    module(x).square().sum().backward()
+    assert [t.is_contiguous(memory_format=torch.channels_last) for t in seen] == [True, True]
+
+
 def test_a_new_block_is_twice_the_identity():
     """Every branch of a block starts at zero: the five inner skips give x, the outer one adds x."""
     block = MobileMambaBlock(32, kernel_size=3, global_ratio=0.5, local_ratio=0.25).eval()

@@ -1,0 +1,91 @@
+"""The depth-wise convolution against PyTorch's own, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmmobilemamba.ops import depthwise_conv2d, native
+
+SIZES = [(1, 1), (2, 9), (5, 3), (8, 8), (17, 12)]
+
+
+@pytest.fixture
+def built() -> None:
+    if native.missing() is not None:
+        pytest.skip('the library of CPU operators was not built')
+
+
+def in_pytorch(x, weight):
+    return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+
+def gradients(conv, x, weight, create_graph=False):
+    x, weight = (t.detach().requires_grad_() for t in (x, weight))
+    y = conv(x, weight)
+    return y, *torch.autograd.grad((y * y.detach().cos()).sum(), (x, weight), create_graph=create_graph)
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('kernel_size', [3, 5, 7, 9])
+@pytest.mark.parametrize('channels', [1, 16, 37])
+def test_equals_conv2d(size, kernel_size, channels):
+    x, weight = torch.randn(3, channels, *size), torch.randn(channels, 1, kernel_size, kernel_size)
+    expected = gradients(in_pytorch, x.double(), weight.double())
+    tolerance = dict(rtol=1e-5, atol=1e-5 * expected[2].abs().max().item())
+    for memory in (x, x.to(memory_format=torch.channels_last), x.repeat(1, 2, 1, 1)[:, :channels]):
+        for got, want in zip(gradients(depthwise_conv2d, memory, weight), expected, strict=True):
+            torch.testing.assert_close(got.double(), want, **tolerance)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    x, weight = torch.randn(2, 20, 9, 6).to(dtype), torch.randn(20, 1, 5, 5).to(dtype)
+    expected = gradients(in_pytorch, x.float(), weight.float())
+    for got, want in zip(gradients(depthwise_conv2d, x, weight), expected, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(
+            got.float(), want, rtol=0, atol=8 * torch.finfo(dtype).eps * want.abs().max().item()
+        )
+
+
+def test_autocast_computes_in_its_type():
+    x, weight = torch.randn(1, 16, 6, 6), torch.randn(16, 1, 5, 5)
+    with torch.autocast('cpu', torch.bfloat16):
+        y, dx, dweight = gradients(depthwise_conv2d, x, weight)
+    assert (y.dtype, dx.dtype, dweight.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+
+
+def test_gradient_is_the_compiled_one(built, monkeypatch):
+    """That all the above compares two things, and not PyTorch with itself."""
+    called = []
+    operator = torch.ops.mmmobilemamba.depthwise_weight_gradient
+    monkeypatch.setattr(
+        torch.ops.mmmobilemamba,
+        'depthwise_weight_gradient',
+        lambda *args: called.append(args) or operator(*args),
+    )
+    for kernel_size in (3, 5, 7):
+        gradients(depthwise_conv2d, torch.randn(1, 4, 6, 6), torch.randn(4, 1, kernel_size, kernel_size))
+    assert [args[2] for args in called] == [5, 7]
+
+
+def test_can_be_differentiated_twice():
+    x, weight = torch.randn(1, 3, 5, 4), torch.randn(3, 1, 5, 5)
+
+    def second(conv):
+        x_, weight_ = (t.clone().requires_grad_() for t in (x, weight))
+        first = torch.autograd.grad(conv(x_, weight_).sin().sum(), (x_, weight_), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), (x_, weight_))
+
+    for got, want in zip(second(depthwise_conv2d), second(in_pytorch), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+def test_operator(built):
+    depthwise_conv2d(torch.randn(1, 1, 5, 5), torch.randn(1, 1, 5, 5, requires_grad=True))
+    operator = torch.ops.mmmobilemamba.depthwise_weight_gradient.default
+    x = torch.randn(2, 5, 6, 3)
+    torch.library.opcheck(operator, (x.flip(0), x, 5))
+    for wrong in ((x.double(), x, 5), (x[:1], x, 5), (x, x, 4)):
+        with pytest.raises(RuntimeError, match='depthwise'):
+            operator(*wrong)
