@@ -1,5 +1,6 @@
 """Parameters and multiply-adds of a model."""
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def measure_complexity(
             for kind, hook in counts.hooks.items():
                 if isinstance(module, kind):
                     stack.callback(module.register_forward_hook(hook).remove)
-        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_onednn_formulas()))
+        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_cpu_formulas()))
         (forward or model)(*arguments)
     return Complexity(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -109,13 +110,25 @@ class _HookedCounts:
         self.batch_norm += output.numel()
 
 
-def _onednn_formulas() -> dict[Any, Callable[..., int]]:
-    """What :class:`FusedConv2d` calls on a CPU, (x, weight, …) or (x, add, weight, …)."""
+def _cpu_formulas() -> dict[Any, Callable[..., int]]:
+    """What depth-wise convolutions and the layers of a folded network call on a CPU."""
 
-    def count(x: tuple, *rest: Any, out_shape: tuple, **_: Any) -> int:
-        # In the first form a list, the padding, comes third.
+    def convolution(x: tuple, *rest: Any, out_shape: tuple, **_: Any) -> int:
+        # (x, weight, bias, padding, …) or (x, add, weight, …)
         weight = rest[0] if isinstance(rest[2], list) else rest[1]
         return conv_flop_count(x, weight, out_shape)
 
-    op = getattr(torch.ops.mkldnn, '_convolution_pointwise', None)
-    return {} if op is None else {op: count}
+    def depthwise(x: tuple, weight: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
+        return conv_flop_count(x, weight, out_shape)
+
+    def linear(x: tuple, packed: tuple, weight: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
+        return 2 * math.prod(out_shape) * weight[1]
+
+    formulas = {
+        ('mkldnn', '_convolution_pointwise'): convolution,
+        ('mkl', '_mkl_linear'): linear,
+        ('mmmobilemamba', 'depthwise_conv2d'): depthwise,
+    }
+    operators = {getattr(getattr(torch.ops, space), name, None): f for (space, name), f in formulas.items()}
+    operators.pop(None, None)
+    return operators

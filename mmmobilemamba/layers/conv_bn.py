@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import depthwise_conv2d
-from .fused_conv import FusedConv2d
+from .fused_conv import FusedConv2d, fused_conv
 
 NormCfg = dict[str, Any]
 DEFAULT_NORM: NormCfg = dict(type='BN', eps=1e-5)
@@ -34,15 +34,15 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """One odd kernel per channel, without bias, that computes by :func:`depthwise_conv2d`."""
+    """One kernel of an odd size per channel, that computes by :func:`depthwise_conv2d`."""
 
-    def __init__(self, channels: int, kernel_size: int) -> None:
+    def __init__(self, channels: int, kernel_size: int, bias: bool = False) -> None:
         super().__init__(
-            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=False
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv2d(x, self.weight)
+        return depthwise_conv2d(x, self.weight, self.bias)
 
 
 class ConvBN(nn.Module):
@@ -69,10 +69,13 @@ class ConvBN(nn.Module):
         zero_init: bool = False,
     ) -> None:
         super().__init__()
-        layer = PointwiseConv2d if kernel_size == stride == groups == 1 else nn.Conv2d
-        self.conv = layer(
-            in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False
-        )
+        if stride == 1 and groups == in_channels == out_channels:
+            self.conv: nn.Conv2d = DepthwiseConv2d(in_channels, kernel_size)
+        else:
+            layer = PointwiseConv2d if kernel_size == stride == groups == 1 else nn.Conv2d
+            self.conv = layer(
+                in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False
+            )
         self.bn = build_norm_layer(norm_cfg, out_channels)[1]
         if zero_init:
             nn.init.zeros_(self.bn.weight)
@@ -82,7 +85,7 @@ class ConvBN(nn.Module):
 
     def fuse(self) -> FusedConv2d:
         """One convolution, with bias, that computes the same in evaluation mode."""
-        return FusedConv2d(fuse_conv_bn_eval(self.conv, self.bn))
+        return fused_conv(fuse_conv_bn_eval(self.conv, self.bn))
 
 
 class ResidualConvBN(ConvBN):

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..compat import is_compiling
+from ..ops.depthwise import ACTIVATION_NUMBERS, ACTIVATIONS, runs_natively
 
 MAX_SHAPES = 64
-ACTIVATIONS = {'none': lambda x: x, 'relu': F.relu_, 'swish': lambda x: F.silu(x, inplace=True)}
 
 
 @cache
@@ -23,6 +22,12 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
         return ()
     bfloat16 = (torch.bfloat16,) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ()
     return torch.float32, *bfloat16
+
+
+@cache
+def _has_mkl_linear() -> bool:
+    names = ('_mkl_linear', '_mkl_reorder_linear_weight')
+    return torch.backends.mkl.is_available() and all(hasattr(torch.ops.mkl, name) for name in names)
 
 
 class FusedConv2d(nn.Conv2d):
@@ -46,8 +51,7 @@ class FusedConv2d(nn.Conv2d):
         )
         self.weight, self.bias = conv.weight, conv.bias
         self.activation = activation
-        self._packed: dict[torch.Size, Tensor] = {}
-        self._layouts: dict[bytes, Tensor] = {}
+        self._forget()
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         if not self._runs_in_onednn(x):
@@ -70,7 +74,7 @@ class FusedConv2d(nn.Conv2d):
         Most shapes have the same few layouts, and share their tensors.
         """
         if len(self._packed) >= MAX_SHAPES:
-            self._packed, self._layouts = {}, {}
+            self._forget()
         packed = torch.ops.mkldnn._reorder_convolution_weight(
             self.weight.detach(), *self._geometry, list(shape)
         )
@@ -88,7 +92,7 @@ class FusedConv2d(nn.Conv2d):
             for name, tensor in self.named_parameters():
                 part = tensor.detach().chunk(len(activations))[i].clone()
                 setattr(conv, name, nn.Parameter(part))
-            parts.append(FusedConv2d(conv, activation))
+            parts.append(fused_conv(conv, activation))
         return parts
 
     @property
@@ -106,12 +110,76 @@ class FusedConv2d(nn.Conv2d):
         )
 
     def _apply(self, *args: Any, **kwargs: Any) -> 'FusedConv2d':
-        self._packed, self._layouts = {}, {}
+        self._forget()
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._packed, self._layouts = {}, {}
+        self._forget()
         super()._load_from_state_dict(*args)
 
+    def _forget(self) -> None:
+        self._packed: dict[torch.Size, Tensor] = {}
+        self._layouts: dict[bytes, Tensor] = {}
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_packed': {}, '_layouts': {}}
+        packed = ('_packed', '_layouts', '_products')
+        return {k: {} if k in packed else v for k, v in self.__dict__.items()}
+
+
+class FusedDepthwiseConv2d(FusedConv2d):
+    """The same for a depth-wise convolution with stride 1, on a CPU by our own operator."""
+
+    def __init__(self, conv: nn.Conv2d, activation: str = 'none') -> None:
+        super().__init__(conv, activation)
+        # As the operator reads it: in memory (k, k, C).
+        weight = self.weight.data.permute(2, 3, 1, 0).contiguous()
+        self.weight.data = weight.permute(3, 2, 0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or not runs_natively(x, self.weight):
+            return super().forward(x)
+        number = ACTIVATION_NUMBERS[self.activation]
+        return torch.ops.mmmobilemamba.depthwise_conv2d(x, self.weight, self.bias, number)
+
+
+class FusedPointwiseConv2d(FusedConv2d):
+    """The same for a 1x1 convolution, over few pixels by MKL, which does less besides the product."""
+
+    MAX_PIXELS = 2048
+    MAX_PRODUCTS = 4  # each keeps another copy of the weights
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        if not self._runs_in_onednn(x):
+            return super().forward(x, add)
+        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        packed = self._products.get(pixels)
+        if packed is None and self._takes(pixels):
+            weight = self.weight.detach().flatten(1)
+            packed = self._products[pixels] = torch.ops.mkl._mkl_reorder_linear_weight(weight, pixels)
+        if packed is None:
+            return super().forward(x, add)
+        y = torch.ops.mkl._mkl_linear(
+            x.permute(0, 2, 3, 1), packed, self.weight.flatten(1), self.bias, pixels
+        ).permute(0, 3, 1, 2)
+        return ACTIVATIONS[self.activation](y) if add is None else y.add_(add)
+
+    def _takes(self, pixels: int) -> bool:
+        return (
+            0 < pixels <= self.MAX_PIXELS
+            and len(self._products) < self.MAX_PRODUCTS
+            and self.weight.dtype == torch.float32
+            and _has_mkl_linear()
+        )
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._products: dict[int, Tensor] = {}
+
+
+def fused_conv(conv: nn.Conv2d, activation: str = 'none') -> FusedConv2d:
+    """The convolution, which keeps its parameters, with what follows it."""
+    depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.stride == (1, 1)
+    if depthwise:
+        return FusedDepthwiseConv2d(conv, activation)
+    pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
+    return (FusedPointwiseConv2d if pointwise else FusedConv2d)(conv, activation)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .conv_bn import DEFAULT_NORM, ConvBN, DepthwiseConv2d, NormCfg
-from .fused_conv import FusedConv2d
+from .fused_conv import FusedConv2d, fused_conv
 from .ss2d import SS2D
 from .wavelet import WaveletConv
 
@@ -50,7 +50,7 @@ class MKDeConv(nn.Module):
     def fuse(self) -> nn.Sequential:
         """Both batch normalisations folded into the convolution before them."""
         return nn.Sequential(
-            FusedConv2d(fuse_conv_bn_eval(self.dwconv, self.bn1), 'relu'),
+            fused_conv(fuse_conv_bn_eval(self.dwconv, self.bn1), 'relu'),
             ChannelAffine(fuse_conv_bn_eval(self.pointwise, self.bn2)),
         )
 

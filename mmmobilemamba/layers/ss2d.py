@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import bidirectional_selective_scan
-from .conv_bn import DEFAULT_NORM, ConvBN, NormCfg, pointwise
-from .fused_conv import FusedConv2d
+from .conv_bn import DEFAULT_NORM, ConvBN, DepthwiseConv2d, NormCfg, pointwise
+from .fused_conv import FusedConv2d, fused_conv
 
 
 class SS2D(nn.Module):
@@ -42,7 +42,7 @@ class SS2D(nn.Module):
         self.in_proj = ConvBN(channels, 2 * inner, norm_cfg=norm_cfg)
         self.gate_proj: FusedConv2d | None = None
         self.scan_weights: nn.ParameterList | None = None
-        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.conv = DepthwiseConv2d(inner, 3, bias=True)
         bound = inner**-0.5  # what nn.Linear(inner, rank + 2 * d_state) starts from
         self.x_proj_weight = nn.Parameter(
             torch.empty(directions, rank + 2 * d_state, inner).uniform_(-bound, bound)
@@ -109,7 +109,7 @@ class SS2D(nn.Module):
         """Let the convolutions take in the SiLUs, which calls for two input projections, and keep what
         the scan is given instead of the parameters that it comes from."""
         self.in_proj, self.gate_proj = self.in_proj.chunk('none', 'swish')
-        self.conv = FusedConv2d(self.conv, 'swish')
+        self.conv = fused_conv(self.conv, 'swish')
         self.scan_weights = nn.ParameterList(w.detach().to(self.D.dtype) for w in self._scan_weights())
         del self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, self.A_log, self.D
         return self

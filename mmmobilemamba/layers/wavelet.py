@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..ops import depthwise_conv2d, haar_analysis, haar_synthesis
 from .conv_bn import DepthwiseConv2d
-from .fused_conv import FusedConv2d
+from .fused_conv import fused_conv
 
 
 def wavelet_filters(wavelet: str) -> tuple[Tensor, Tensor]:
@@ -155,6 +155,6 @@ class WaveletConv(nn.Module):
         """Fold the scales into the kernels."""
         for level, conv in enumerate(self.convs):
             conv.weight.data = self._scaled_weight(level).detach()
-            self.convs[level] = FusedConv2d(conv)
+            self.convs[level] = fused_conv(conv)
         self.scales = None
         return self

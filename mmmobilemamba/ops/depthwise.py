@@ -1,4 +1,4 @@
-"""Depth-wise convolution with a fast gradient of large kernels on CPUs."""
+"""Depth-wise convolution for CPUs: compiled, in channels-last memory, with a fast gradient."""
 
 from functools import cache
 
@@ -8,63 +8,84 @@ from torch import Tensor
 
 from . import native
 
+ACTIVATIONS = {'none': lambda x: x, 'relu': F.relu_, 'swish': lambda x: F.silu(x, inplace=True)}
+# As enum Activation in csrc/kernels.h.
+ACTIVATION_NUMBERS = {'none': 0, 'relu': 1, 'swish': 2}
 
-def depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve every channel with its own kernel, as many pixels out as in.
 
-    For kernels of 5 and 7 pixels the gradient of ``F.conv2d`` takes ten times as long as its forward pass
-    on a CPU, most of it for the weights; here a compiled function takes their place where it was built.
+    On a CPU the compiled operator saves most of what PyTorch's own spends on small maps outside of its
+    arithmetic, and most of the gradient of 5x5 and 7x7 kernels.
 
     Args:
         x: (B, C, H, W), any strides.
         weight: (C, 1, k, k), k odd.
+        bias: (C).
 
     Returns:
         (B, C, H, W).
     """
-    kernel_size = weight.shape[-1]
-    if (
-        kernel_size in (5, 7)
-        and torch.is_grad_enabled()
-        and weight.requires_grad
-        and native.usable(x)
-        and _operator_registered()
-    ):
-        if torch.is_autocast_enabled('cpu'):
-            dtype = torch.get_autocast_dtype('cpu')
-            x, weight = x.to(dtype), weight.to(dtype)
-        if x.dtype == weight.dtype != torch.float64:
-            return _DepthwiseConv.apply(x, weight)
-    return F.conv2d(x, weight, padding=kernel_size // 2, groups=x.shape[1])
+    if native.usable(x) and torch.is_autocast_enabled('cpu'):
+        dtype = torch.get_autocast_dtype('cpu')
+        x, weight, bias = (t if t is None else t.to(dtype) for t in (x, weight, bias))
+    if runs_natively(x, weight):
+        return _DepthwiseConv.apply(x, weight, bias)
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+
+def runs_natively(x: Tensor, weight: Tensor) -> bool:
+    """Whether the compiled operator takes these, x (B, C, H, W) and weight (C, 1, k, k)."""
+    return (
+        native.usable(x)
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and weight.shape[-1] in (3, 5, 7)
+        and x.shape[1] >= 16
+        and _operators_registered()
+    )
 
 
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
+        return torch.ops.mmmobilemamba.depthwise_conv2d(x, weight, bias, 0)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight = ctx.needs_input_grad
-        channels, padding = x.shape[1], weight.shape[-1] // 2
-        # Of odd kernels without stride the transposed convolution is one with the kernels turned round.
-        dx = F.conv2d(grad, weight.flip(2, 3), padding=padding, groups=channels) if needs_x else None
-        if not needs_weight:
-            return dx, None
-        if torch.is_grad_enabled():
-            # Differentiable again, for backward(create_graph=True).
-            return dx, torch.nn.grad.conv2d_weight(x, weight.shape, grad, padding=padding, groups=channels)
-        dweight = torch.ops.mmmobilemamba.depthwise_weight_gradient(grad.float(), x.float(), weight.shape[-1])
-        return dx, dweight.to(weight.dtype)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        dx = dweight = dbias = None
+        if needs_x:
+            # Of odd kernels without stride the transposed convolution is one with the kernels turned round.
+            dx = depthwise_conv2d(grad, weight.flip(2, 3))
+        if needs_weight:
+            dweight = _weight_gradient(grad, x, weight.shape)
+        if needs_bias:
+            dbias = grad.sum((0, 2, 3))
+        return dx, dweight, dbias
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
+    kernel_size = shape[-1]
+    if torch.is_grad_enabled():
+        # Differentiable again, for backward(create_graph=True).
+        return torch.nn.grad.conv2d_weight(x, shape, grad, padding=kernel_size // 2, groups=shape[0])
+    return torch.ops.mmmobilemamba.depthwise_weight_gradient(grad, x, kernel_size).to(x.dtype)
 
 
 @cache
-def _operator_registered() -> bool:
-    torch.library.register_fake('mmmobilemamba::depthwise_weight_gradient', _fake)
+def _operators_registered() -> bool:
+    torch.library.register_fake('mmmobilemamba::depthwise_conv2d', _fake)
+    torch.library.register_fake('mmmobilemamba::depthwise_weight_gradient', _fake_gradient)
     return True
 
 
-def _fake(grad: Tensor, x: Tensor, kernel_size: int) -> Tensor:
-    return x.new_empty(x.shape[1], 1, kernel_size, kernel_size)
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def _fake_gradient(grad: Tensor, x: Tensor, kernel_size: int) -> Tensor:
+    return x.new_empty(x.shape[1], 1, kernel_size, kernel_size, dtype=torch.float32)

@@ -1,12 +1,15 @@
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from mmmobilemamba.layers import fused_conv
-from mmmobilemamba.layers.fused_conv import FusedConv2d
+from mmmobilemamba.layers import fused_conv as fused_conv_module
+from mmmobilemamba.layers.fused_conv import FusedConv2d, FusedPointwiseConv2d, fused_conv
 
 pytestmark = pytest.mark.skipif(
-    torch.float32 not in fused_conv._onednn_dtypes(), reason='this torch has no fused convolutions'
+    torch.float32 not in fused_conv_module._onednn_dtypes(), reason='this torch has no fused convolutions'
 )
 
 
@@ -21,7 +24,7 @@ def pack(conv: FusedConv2d, shape: torch.Size) -> torch.Tensor:
 
 @torch.no_grad()
 def test_each_shape_has_the_layout_that_is_fast_for_it():
-    plain = nn.Conv2d(448, 896, 1)
+    plain = nn.Conv2d(448, 896, 3, stride=2, padding=1)
     conv, x = FusedConv2d(plain), torch.randn(1, 448, 20, 20)
     inputs = [x[..., :size, :size].contiguous(memory_format=torch.channels_last) for size in (4, 8, 20)]
     for _ in range(2):
@@ -36,8 +39,44 @@ def test_each_shape_has_the_layout_that_is_fast_for_it():
 
 @torch.no_grad()
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(fused_conv, 'MAX_SHAPES', 3)
+    monkeypatch.setattr(fused_conv_module, 'MAX_SHAPES', 3)
     conv = FusedConv2d(nn.Conv2d(3, 4, 3, stride=2, padding=1), 'relu')
     for size in range(1, 9):
         assert conv(torch.randn(1, 3, size, size)).min() >= 0
         assert 0 < len(conv._layouts) <= len(conv._packed) <= 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('activation', ['none', 'relu', 'swish'])
+@pytest.mark.parametrize('options', [dict(kernel_size=1), dict(kernel_size=5, padding=2, groups=40)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_every_kind_is_the_plain_convolution(options, activation, dtype):
+    plain = nn.Conv2d(40, 40, **options)
+    conv = fused_conv(copy.deepcopy(plain), activation).to(dtype)
+    act = dict(none=lambda x: x, relu=F.relu, swish=F.silu)[activation]
+    eps = torch.finfo(dtype).eps
+    for size in [(5, 7), (1, 1), (60, 70), (5, 7)]:
+        x = torch.randn(2, 40, *size)
+        for memory in (x, x.to(memory_format=torch.channels_last), x.transpose(2, 3)):
+            y = conv(memory.to(dtype)).float()
+            torch.testing.assert_close(y, act(plain(memory)), rtol=8 * eps, atol=32 * eps)
+    assert isinstance(conv, FusedPointwiseConv2d) == (options['kernel_size'] == 1)
+
+
+@torch.no_grad()
+def test_products_with_packed_matrices_are_few():
+    """Of up to so many numbers of pixels; more of them, or more pixels, go without."""
+    if not fused_conv_module._has_mkl_linear():
+        pytest.skip('this torch has no MKL')
+    plain = nn.Conv2d(24, 48, 1)
+    conv = fused_conv(copy.deepcopy(plain))
+    x = torch.randn(1, 24, 50, 50)
+    for size in (50, 3, 4, 5, 6, 7, 8):
+        part = x[..., :size, :size]
+        torch.testing.assert_close(conv(part), plain(part), rtol=1e-4, atol=1e-5)
+        add = torch.randn(1, 48, size, size)
+        torch.testing.assert_close(conv(part, add=add), plain(part) + add, rtol=1e-4, atol=1e-5)
+    assert list(conv._products) == [9, 16, 25, 36]
+    assert [shape[-1] for shape in conv._packed] == [50, 7, 8]
+    conv.load_state_dict({k: 2 * v for k, v in plain.state_dict().items()})
+    torch.testing.assert_close(conv(x[..., :3, :3]), 2 * plain(x[..., :3, :3]), rtol=1e-4, atol=1e-5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmmobilemamba.ops import depthwise_conv2d, native
+from mmmobilemamba.ops import depthwise, depthwise_conv2d, native
 
 SIZES = [(1, 1), (2, 9), (5, 3), (8, 8), (17, 12)]
 
@@ -64,9 +64,9 @@ def test_gradient_is_the_compiled_one(built, monkeypatch):
         'depthwise_weight_gradient',
         lambda *args: called.append(args) or operator(*args),
     )
-    for kernel_size in (3, 5, 7):
-        gradients(depthwise_conv2d, torch.randn(1, 4, 6, 6), torch.randn(4, 1, kernel_size, kernel_size))
-    assert [args[2] for args in called] == [5, 7]
+    for kernel_size in (3, 5, 7, 9):
+        gradients(depthwise_conv2d, torch.randn(1, 16, 6, 6), torch.randn(16, 1, kernel_size, kernel_size))
+    assert [args[2] for args in called] == [3, 5, 7]
 
 
 def test_can_be_differentiated_twice():
@@ -81,11 +81,32 @@ def test_can_be_differentiated_twice():
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
 
 
-def test_operator(built):
+def test_operator_of_the_gradient(built):
     depthwise_conv2d(torch.randn(1, 1, 5, 5), torch.randn(1, 1, 5, 5, requires_grad=True))
     operator = torch.ops.mmmobilemamba.depthwise_weight_gradient.default
-    x = torch.randn(2, 5, 6, 3)
+    x = torch.randn(2, 20, 6, 3)
     torch.library.opcheck(operator, (x.flip(0), x, 5))
-    for wrong in ((x.double(), x, 5), (x[:1], x, 5), (x, x, 4)):
+    for wrong in ((x[:1], x, 5), (x[0], x[0], 5), (x, x, 4)):
         with pytest.raises(RuntimeError, match='depthwise'):
             operator(*wrong)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('activation', ['none', 'relu', 'swish'])
+def test_operator_with_activation(built, dtype, activation):
+    depthwise_conv2d(torch.randn(1, 16, 5, 5), torch.randn(16, 1, 5, 5))
+    operator = torch.ops.mmmobilemamba.depthwise_conv2d.default
+    weight, bias = torch.randn(3, 3, 1, 27).permute(3, 2, 0, 1).to(dtype), torch.randn(27).to(dtype)
+    for x in (torch.randn(2, 27, 7, 11).to(dtype), torch.full((1, 27, 2, 2), float('nan'), dtype=dtype)):
+        for b in (bias, None):
+            y = operator(x, weight, b, depthwise.ACTIVATION_NUMBERS[activation])
+            assert y.is_contiguous(memory_format=torch.channels_last)
+            expected = in_pytorch(x.float(), weight.float())
+            expected += 0 if b is None else bias.float().view(-1, 1, 1)
+            expected = depthwise.ACTIVATIONS[activation](expected).to(dtype)
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(y, expected, rtol=4 * eps, atol=16 * eps, equal_nan=True)
+    torch.library.opcheck(operator, (torch.randn(2, 27, 7, 11).to(dtype), weight, bias, 1))
+    for wrong in (torch.randn(1, 27, 4, 4).double(), torch.randn(1, 26, 4, 4), torch.randn(27, 4, 4)):
+        with pytest.raises(RuntimeError, match='depthwise'):
+            operator(wrong, weight, bias, 0)

@@ -1,4 +1,4 @@
-// Gradient of the kernels of a depth-wise convolution on CPUs.
+// Depth-wise convolutions on CPUs and the gradient of their weights; the arithmetic is in depthwise_kernel.h.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -6,83 +6,65 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
-// The loader picks the fastest version that the processor can run.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
-#define INLINE inline __attribute__((always_inline))
-#else
-#define FOR_EACH_PROCESSOR
-#define INLINE inline
-#endif
+#include "kernels.h"
 
 namespace {
 
-constexpr long kLanes = 16;  // channels that are worked on together
+constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
 
-// sums[j] += the products of g (rows, columns) and of x (rows, columns + k - 1) shifted by j, all of kLanes.
-template <int k>
-INLINE void correlate(long rows, long columns, const float* g, const float* x, float* sums) {
-  float s[k][kLanes] = {};
-  for (long y = 0; y < rows; ++y, x += (k - 1) * kLanes)
-    for (long i = 0; i < columns; ++i, g += kLanes, x += kLanes)
-      for (int j = 0; j < k; ++j)
-        for (long c = 0; c < kLanes; ++c) s[j][c] += g[c] * x[j * kLanes + c];
-  for (int j = 0; j < k; ++j)
-    for (long c = 0; c < kLanes; ++c) sums[j * kLanes + c] += s[j][c];
-}
-
-FOR_EACH_PROCESSOR
-void correlate(long k, long rows, long columns, const float* g, const float* x, float* sums) {
-  if (k == 3) correlate<3>(rows, columns, g, x, sums);
-  else if (k == 5) correlate<5>(rows, columns, g, x, sums);
-  else correlate<7>(rows, columns, g, x, sums);
-}
-
-// `lanes` channels of an image (H, W, C) into the middle of (H + 2p, W + 2p, kLanes).
-void pack(long H, long W, long C, long lanes, long p, const float* from, float* to) {
-  for (long y = 0; y < H; ++y) {
-    float* row = to + ((y + p) * (W + 2 * p) + p) * kLanes;
-    for (long i = 0; i < W; ++i, from += C, row += kLanes) std::copy_n(from, lanes, row);
-  }
-}
-
-// For y = conv(x), stride 1 and as many pixels out as in: dL/dy, x (B, C, H, W) -> dL/dw (C, 1, k, k).
-at::Tensor weight_gradient(const at::Tensor& grad, const at::Tensor& x, int64_t k) {
-  TORCH_CHECK(grad.dim() == 4 && grad.sizes() == x.sizes() && x.scalar_type() == at::kFloat
-                  && grad.scalar_type() == at::kFloat, "depthwise: expected two float32 (B, C, H, W)");
+void check(const at::Tensor& x, int64_t k) {
+  TORCH_CHECK(x.dim() == 4, "depthwise: expected (B, C, H, W), given are ", x.dim(), " dimensions");
   TORCH_CHECK(k == 3 || k == 5 || k == 7, "depthwise: kernels of ", k, " pixels are not supported");
-  const at::Tensor g_ = grad.contiguous(at::MemoryFormat::ChannelsLast);
-  const at::Tensor x_ = x.contiguous(at::MemoryFormat::ChannelsLast);
-  const long B = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), p = k / 2, size = H * W * C;
-  const at::Tensor out = at::empty({C, 1, k, k}, x.options());
-  const float *const g = g_.const_data_ptr<float>(), *const in = x_.const_data_ptr<float>();
-  float* const result = out.data_ptr<float>();
-  at::parallel_for(0, (C + kLanes - 1) / kLanes, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> g_block(H * W * kLanes), x_block((H + 2 * p) * (W + 2 * p) * kLanes);
-    for (int64_t block = begin; block < end; ++block) {
-      const long first = block * kLanes, lanes = std::min(kLanes, C - first);
-      std::vector<float> sums(k * k * kLanes);
-      for (long b = 0; b < B; ++b) {
-        pack(H, W, C, lanes, 0, g + b * size + first, g_block.data());
-        pack(H, W, C, lanes, p, in + b * size + first, x_block.data());
-        for (long i = 0; i < k; ++i)
-          correlate(k, H, W, g_block.data(), x_block.data() + i * (W + 2 * p) * kLanes, &sums[i * k * kLanes]);
-      }
-      for (long c = 0; c < lanes; ++c)
-        for (long i = 0; i < k * k; ++i) result[(first + c) * k * k + i] = sums[i * kLanes + c];
-    }
+}
+
+// weight: (C, 1, k, k); read without a copy where the channels lie next to each other in memory.
+at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight,
+                       const std::optional<at::Tensor>& bias, int64_t activation) {
+  const long k = weight.size(-1), C = x.size(1);
+  check(x, k);
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
+              "depthwise: expected float32 or bfloat16, given is ", x.scalar_type());
+  TORCH_CHECK(C >= 16, "depthwise: fewer than 16 channels");
+  TORCH_CHECK(weight.sizes() == at::IntArrayRef({C, 1, k, k}) && (!bias || bias->sizes() == at::IntArrayRef({C})),
+              "depthwise: the weights or the bias do not fit to ", C, " channels");
+  const at::Tensor in = x.contiguous(kChannelsLast);
+  const at::Tensor w = weight.permute({2, 3, 1, 0}).to(at::kFloat).contiguous();
+  const at::Tensor b = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
+  const at::Tensor y = at::empty(x.sizes(), x.options().memory_format(kChannelsLast));
+  const Depthwise p{x.size(0), C, x.size(2), x.size(3), k, in.const_data_ptr(), w.const_data_ptr<float>(),
+                    bias ? b.const_data_ptr<float>() : nullptr, y.data_ptr(), Activation(activation)};
+  const auto rows = x.scalar_type() == at::kFloat ? kernels().depthwise : kernels().depthwise_bfloat16;
+  const long grain = std::max(1L, 65536 / std::max(1L, p.W * C * k * k));
+  at::parallel_for(0, p.images * p.H, grain, [&](int64_t begin, int64_t end) { rows(p, begin, end); });
+  return y;
+}
+
+at::Tensor weight_gradient(const at::Tensor& grad, const at::Tensor& x, int64_t k) {
+  check(x, k);
+  TORCH_CHECK(grad.sizes() == x.sizes(), "depthwise: the gradient has another shape than the input");
+  const at::Tensor dy = grad.to(at::kFloat).contiguous(kChannelsLast), in = x.to(at::kFloat).contiguous(kChannelsLast);
+  const at::Tensor dweight = at::empty({x.size(1), 1, k, k}, in.options().memory_format(at::MemoryFormat::Contiguous));
+  const DepthwiseGradient p{x.size(0), x.size(1), x.size(2), x.size(3), k, dy.const_data_ptr<float>(),
+                            in.const_data_ptr<float>(), dweight.data_ptr<float>()};
+  const long blocks = (p.C + p.kChannels - 1) / p.kChannels;
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> room(p.room());
+    for (int64_t i = begin; i < end; ++i) kernels().depthwise_gradient(p, i * p.kChannels, room.data());
   });
-  return out;
+  return dweight;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
+  library.def("depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int activation) -> Tensor");
   library.def("depthwise_weight_gradient(Tensor grad, Tensor x, int kernel_size) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(mmmobilemamba, CPU, library) {
+  library.impl("depthwise_conv2d", &convolution);
   library.impl("depthwise_weight_gradient", &weight_gradient);
 }

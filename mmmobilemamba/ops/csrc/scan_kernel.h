@@ -1,72 +1,18 @@
 // The arithmetic of the selective scan.
 //
-// scan_baseline.cpp, scan_avx2.cpp and scan_avx512.cpp compile this file for their instruction sets. What
-// they compile must not be shared with files for other instruction sets: no std::, no ATen.
-//
 // One call handles up to kLanes channels of one group of one image, in all directions. Positions go
 // through tiles of kSteps in the layout (position, channel), which stay in the first-level cache.
 
-#include "scan_problem.h"
+#include "vectors.h"
 
 namespace {
 
-// Vectors of GCC and clang: they compile to the widest instructions of the target, or to several of them.
-typedef float Vec __attribute__((vector_size(4 * SCAN_VECTOR_WIDTH)));
-typedef int IntVec __attribute__((vector_size(4 * SCAN_VECTOR_WIDTH)));
-typedef float Vec8 __attribute__((vector_size(32)));
-typedef int IntVec8 __attribute__((vector_size(32)));
-typedef unsigned short ShortVec8 __attribute__((vector_size(16)));
-
-constexpr long kWidth = SCAN_VECTOR_WIDTH, kVecs = kLanes / kWidth;
+constexpr long kVecs = kLanes / kWidth;
 using Lanes = Vec[kVecs];
 using Tile = Vec[kSteps][kVecs];
 
 static inline float* floats(Vec* x) { return (float*)x; }
 static inline const float* floats(const Vec* x) { return (const float*)x; }
-
-static inline Vec load_vec(const float* p) {
-  Vec x;
-  __builtin_memcpy(&x, p, sizeof x);
-  return x;
-}
-
-static inline void store_vec(float* p, Vec x) { __builtin_memcpy(p, &x, sizeof x); }
-
-static inline Vec8 load8(const float* p) {
-  Vec8 x;
-  __builtin_memcpy(&x, p, sizeof x);
-  return x;
-}
-
-static inline Vec8 load8(const Bfloat16* p) {
-  ShortVec8 x;
-  __builtin_memcpy(&x, p, sizeof x);
-  return (Vec8)(__builtin_convertvector(x, IntVec8) << 16);
-}
-
-static inline float load1(const float* p) { return *p; }
-static inline float load1(const Bfloat16* p) {
-  union { unsigned int i; float f; } bits = {(unsigned int)p->bits << 16};
-  return bits.f;
-}
-
-// e^x within 2 ulp, as 2^k · e^r with |r| ≤ ln2/2; nan stays nan. Adding 1.5·2^23 rounds x·log2(e) to the
-// integer k, and the 127 besides makes the low bits of the sum the exponent field of 2^k. The bounds on x
-// make that field 0 and 255 at the ends: e^x is 0 or infinity there.
-static inline Vec exp_(Vec x) {
-  const Vec low = Vec{} - 88.0f, high = Vec{} + 88.8f;
-  x = high < x ? high : x;
-  x = low > x ? low : x;
-  const Vec shifted = x * 1.44269504f + 12583039.0f;
-  const Vec k = shifted - 12583039.0f;
-  const Vec r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
-  Vec p = r * 1.3813144760e-3f + 8.3694187924e-3f;
-  p = p * r + 4.1668456048e-2f;
-  p = p * r + 1.6666515172e-1f;
-  p = p * r + 4.9999994040e-1f;
-  p = p * (r * r) + r + 1.0f;
-  return p * (Vec)((IntVec)shifted << 23);
-}
 
 // log(1 + z) for 0 ≤ z ≤ 1 as z · P(z), relative error of P 3e-8: accurate for tiny z too.
 static inline Vec log1p_(Vec z) {
@@ -220,7 +166,7 @@ static void activate(Tile& delta, const Lanes& bias, bool softplus, Tile& slope)
 struct Span {
   long tile, start, steps;
   bool backwards;
-  Span(const Problem& p, long i, long k)
+  Span(const Scan& p, long i, long k)
       : tile(k ? p.tiles - 1 - i : i), start(tile * kSteps),
         steps(p.L - start < kSteps ? p.L - start : kSteps), backwards(k == 1) {}
   long at(long j) const { return backwards ? steps - 1 - j : j; }
@@ -234,7 +180,7 @@ struct Direction {
   const float *A, *B, *C;
   float* states;
   Lanes D, bias;
-  Direction(const Problem& p, long image, long group, long channel, long lanes, long k) {
+  Direction(const Scan& p, long image, long group, long channel, long lanes, long k) {
     const long ik = image * p.K + k, kc = k * p.channels + channel;
     delta = (const T*)p.delta.data + image * p.delta.image + k * p.delta.direction + channel * p.delta.channel;
     A = p.A + kc * p.N;
@@ -247,7 +193,7 @@ struct Direction {
 };
 
 template <typename T>
-static void forward_block(const Problem& p, long image, long group, long channel, long lanes) {
+static void forward_block(const Scan& p, long image, long group, long channel, long lanes) {
   Tile u, delta, y;
   Lanes A, h;
   const T* u0 = (const T*)p.u.data + image * p.u.image + channel * p.u.channel;
@@ -319,7 +265,7 @@ static inline void backward_state(const Span& span, const Lanes& A, const float*
 }
 
 template <typename T>
-static void backward_block(const Problem& p, const Gradients& g, long image, long group, long channel,
+static void backward_block(const Scan& p, const ScanGradients& g, long image, long group, long channel,
                            long lanes, long part) {
   BackwardTiles x;
   Lanes A, h, dh, dA;
@@ -371,8 +317,5 @@ static void backward_block(const Problem& p, const Gradients& g, long image, lon
     store_lanes(dbias, g.bias + row, 1, lanes);
   }
 }
-
-constexpr Kernels kKernels{forward_block<float>, forward_block<Bfloat16>, backward_block<float>,
-                           backward_block<Bfloat16>};
 
 }  // namespace

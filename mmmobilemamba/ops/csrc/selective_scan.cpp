@@ -9,22 +9,12 @@
 #include <optional>
 #include <tuple>
 
-#include "scan_problem.h"
+#include "kernels.h"
 
 namespace {
 
-const Kernels& kernels() {
-#ifdef SCAN_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")
-      && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-    return kAvx512Kernels;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2Kernels;
-#endif
-  return kBaselineKernels;
-}
-
 template <typename F>
-void for_each_block(const Problem& p, const F& run) {
+void for_each_block(const Scan& p, const F& run) {
   at::parallel_for(0, p.images * p.parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const long image = i / p.parts, part = i % p.parts, group = part / p.blocks;
@@ -64,10 +54,10 @@ void check(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, co
     TORCH_CHECK(!x || x->numel() == A.size(0) * A.size(1), "scan: D and delta_bias must be (K, D)");
 }
 
-Problem problem(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, const at::Tensor& B,
+Scan problem(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, const at::Tensor& B,
                 const at::Tensor& C, const Optional& D, const Optional& bias, bool softplus) {
   check(u, delta, A, B, C, D, bias);
-  Problem p{};
+  Scan p{};
   p.images = u.size(0), p.channels = u.size(1), p.L = u.size(2);
   p.K = A.size(0), p.N = A.size(2), p.G = B.size(2);
   p.tiles = (p.L + kSteps - 1) / kSteps;
@@ -85,24 +75,24 @@ at::Tensor like(const at::Tensor& x) { return at::empty_like(x, x.options().dtyp
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A,
                                            const at::Tensor& B, const at::Tensor& C, const Optional& D,
                                            const Optional& bias, bool softplus) {
-  Problem p = problem(u, delta, A, B, C, D, bias, softplus);
+  Scan p = problem(u, delta, A, B, C, D, bias, softplus);
   at::Tensor y = like(u);
   at::Tensor states = at::zeros({p.images, p.K, p.tiles, p.N, p.channels}, A.options());
   p.y = y.data_ptr<float>(), p.u_like = view(y), p.states = states.data_ptr<float>();
   const bool single = u.scalar_type() == at::kFloat;
   for_each_block(p, [&](long image, long group, long channel, long lanes, long) {
-    (single ? kernels().forward : kernels().forward_bfloat16)(p, image, group, channel, lanes);
+    (single ? kernels().scan : kernels().scan_bfloat16)(p, image, group, channel, lanes);
   });
   return {y, states};
 }
 
-// Gradients of u and delta in float32; those of A, D and bias per image; those of B and C per image,
+// ScanGradients of u and delta in float32; those of A, D and bias per image; those of B and C per image,
 // direction and block of channels.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const at::Tensor& grad, const at::Tensor& states, const at::Tensor& u, const at::Tensor& delta,
     const at::Tensor& A, const at::Tensor& B, const at::Tensor& C, const Optional& D, const Optional& bias,
     bool softplus) {
-  Problem p = problem(u, delta, A, B, C, D, bias, softplus);
+  Scan p = problem(u, delta, A, B, C, D, bias, softplus);
   at::Tensor du = like(u), ddelta = like(delta);
   at::Tensor dA = at::zeros({p.images, p.K, p.channels, p.N}, A.options());
   at::Tensor dB = at::zeros({p.images, p.K, p.parts, p.N, p.L}, A.options()), dC = at::empty_like(dB);
@@ -111,12 +101,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   p.u_like = view(du), p.delta_like = view(ddelta);
   p.states = states.data_ptr<float>();
   TORCH_CHECK(grad.sizes() == u.sizes() && grad.scalar_type() == at::kFloat, "scan: wrong gradient");
-  const Gradients g{view(grad), du.data_ptr<float>(), ddelta.data_ptr<float>(),
+  const ScanGradients g{view(grad), du.data_ptr<float>(), ddelta.data_ptr<float>(),
                     dA.data_ptr<float>(), dB.data_ptr<float>(), dC.data_ptr<float>(), dD.data_ptr<float>(),
                     dbias.data_ptr<float>(), carried.data_ptr<float>()};
   const bool single = u.scalar_type() == at::kFloat;
   for_each_block(p, [&](long image, long group, long channel, long lanes, long part) {
-    (single ? kernels().backward : kernels().backward_bfloat16)(p, g, image, group, channel, lanes, part);
+    (single ? kernels().scan_backward : kernels().scan_backward_bfloat16)(p, g, image, group, channel, lanes, part);
   });
   return {du, ddelta, dA, dB, dC, dD, dbias};
 }

@@ -1,4 +1,4 @@
-// The scan for processors with AVX-512; selective_scan.cpp asks the processor before it uses it.
+// The kernels for processors with AVX-512; kernels.cpp asks the processor before it uses them.
 
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 #ifdef __clang__
@@ -7,12 +7,13 @@
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512")
 #endif
 
-#define SCAN_VECTOR_WIDTH 16
+#define VECTOR_WIDTH 16
+#include "depthwise_kernel.h"
 #include "scan_kernel.h"
 
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
 
-extern const Kernels kAvx512Kernels = kKernels;
+extern const Kernels kAvx512Kernels = KERNELS;
 #endif

@@ -1,4 +1,4 @@
-// The scan for processors with AVX2; selective_scan.cpp asks the processor before it uses it.
+// The kernels for processors with AVX2; kernels.cpp asks the processor before it uses them.
 
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 #ifdef __clang__
@@ -7,12 +7,13 @@
 #pragma GCC target("avx2,fma")
 #endif
 
-#define SCAN_VECTOR_WIDTH 8
+#define VECTOR_WIDTH 8
+#include "depthwise_kernel.h"
 #include "scan_kernel.h"
 
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
 
-extern const Kernels kAvx2Kernels = kKernels;
+extern const Kernels kAvx2Kernels = KERNELS;
 #endif

@@ -1,0 +1,62 @@
+// Vectors for kernels that are compiled once for every instruction set; see kernels.h.
+
+#pragma once
+
+#include "kernels.h"
+
+namespace {
+
+// Vectors of GCC and clang: they compile to the widest instructions of the target, or to several of them.
+typedef float Vec __attribute__((vector_size(4 * VECTOR_WIDTH)));
+typedef int IntVec __attribute__((vector_size(4 * VECTOR_WIDTH)));
+typedef float Vec8 __attribute__((vector_size(32)));
+typedef int IntVec8 __attribute__((vector_size(32)));
+typedef unsigned short ShortVec8 __attribute__((vector_size(16)));
+
+constexpr long kWidth = VECTOR_WIDTH;
+
+static inline Vec load_vec(const float* p) {
+  Vec x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+
+static inline void store_vec(float* p, Vec x) { __builtin_memcpy(p, &x, sizeof x); }
+
+static inline Vec8 load8(const float* p) {
+  Vec8 x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+
+static inline Vec8 load8(const Bfloat16* p) {
+  ShortVec8 x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return (Vec8)(__builtin_convertvector(x, IntVec8) << 16);
+}
+
+static inline float load1(const float* p) { return *p; }
+static inline float load1(const Bfloat16* p) {
+  union { unsigned int i; float f; } bits = {(unsigned int)p->bits << 16};
+  return bits.f;
+}
+
+// e^x within 2 ulp, as 2^k · e^r with |r| ≤ ln2/2; nan stays nan. Adding 1.5·2^23 rounds x·log2(e) to the
+// integer k, and the 127 besides makes the low bits of the sum the exponent field of 2^k. The bounds on x
+// make that field 0 and 255 at the ends: e^x is 0 or infinity there.
+static inline Vec exp_(Vec x) {
+  const Vec low = Vec{} - 88.0f, high = Vec{} + 88.8f;
+  x = high < x ? high : x;
+  x = low > x ? low : x;
+  const Vec shifted = x * 1.44269504f + 12583039.0f;
+  const Vec k = shifted - 12583039.0f;
+  const Vec r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
+  Vec p = r * 1.3813144760e-3f + 8.3694187924e-3f;
+  p = p * r + 4.1668456048e-2f;
+  p = p * r + 1.6666515172e-1f;
+  p = p * r + 4.9999994040e-1f;
+  p = p * (r * r) + r + 1.0f;
+  return p * (Vec)((IntVec)shifted << 23);
+}
+
+}  // namespace
