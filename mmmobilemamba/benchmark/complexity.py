@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ..layers import SS2D, WaveletConv
+from ..ops import native
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def _cpu_formulas() -> dict[Any, Callable[..., int]]:
         ('mkl', '_mkl_linear'): linear,
         ('mmmobilemamba', 'depthwise_conv2d'): depthwise,
     }
+    native.missing()  # loads the library, before which its operators are not there
     operators = {getattr(getattr(torch.ops, space), name, None): f for (space, name), f in formulas.items()}
     operators.pop(None, None)
     return operators

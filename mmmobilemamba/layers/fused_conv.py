@@ -39,6 +39,9 @@ class FusedConv2d(nn.Conv2d):
     is the plain convolution.
     """
 
+    # What is derived from the parameters: made anew after a copy.
+    _derived = '_packed', '_layouts', '_products', '_in_float'
+
     def __init__(self, conv: nn.Conv2d, activation: str = 'none') -> None:
         super().__init__(
             conv.in_channels,
@@ -122,8 +125,11 @@ class FusedConv2d(nn.Conv2d):
         self._layouts: dict[bytes, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        packed = ('_packed', '_layouts', '_products')
-        return {k: {} if k in packed else v for k, v in self.__dict__.items()}
+        return {k: v for k, v in self.__dict__.items() if k not in self._derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
 
 
 class FusedDepthwiseConv2d(FusedConv2d):
@@ -138,8 +144,14 @@ class FusedDepthwiseConv2d(FusedConv2d):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or not runs_natively(x, self.weight):
             return super().forward(x)
+        if self._in_float is None:
+            self._in_float = self.weight.float(), None if self.bias is None else self.bias.float()
         number = ACTIVATION_NUMBERS[self.activation]
-        return torch.ops.mmmobilemamba.depthwise_conv2d(x, self.weight, self.bias, number)
+        return torch.ops.mmmobilemamba.depthwise_conv2d(x, *self._in_float, number)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._in_float: tuple[Tensor, Tensor | None] | None = None
 
 
 class FusedPointwiseConv2d(FusedConv2d):
