@@ -1,38 +1,47 @@
-"""The backbone in configs of the installed packages: five changed lines make them MobileMamba's."""
+"""The backbone in configs of the installed packages, by the lines that the README shows."""
+
+import re
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from test_published import build, sample
+from tiny import REPOSITORY
 
 from mmmobilemamba.engine import check_channels
 
-# Heads of detectors rely on the strides of their levels, 8 to 128 or 4 to 64; the neck makes them.
-NECK = dict(_delete_=True, type='EfficientViTFPN', in_channels=[144, 272, 368], num_outs=5)
-FOREIGN = {
-    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': dict(neck=dict(NECK, num_extra_trans_convs=1)),
-    'mmdet::atss/atss_r50_fpn_1x_coco.py': dict(neck=dict(NECK, num_extra_trans_convs=1)),
-    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': dict(neck=dict(NECK, num_extra_trans_convs=2)),
-    'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py': dict(
-        pretrained=None,
-        decode_head=dict(in_channels=[144, 272, 368], in_index=[0, 1, 2]),
-        auxiliary_head=dict(in_channels=272, in_index=1),
-    ),
-}
-
-LINES = """
-_base_ = {base!r}
-custom_imports = dict(imports=['mmmobilemamba'], allow_failed_imports=False)
-model = dict(backbone=dict(_delete_=True, type='MobileMamba', arch='t2'), **{changes!r})
-"""
+README = (REPOSITORY / 'README.md').read_text()
+LINES = re.search(r"```python\n(_base_ = 'mmdet::fcos.*?)```", README, re.DOTALL)[1]
+BASE, NECK = LINES.splitlines()[0], next(line for line in LINES.splitlines() if 'neck=' in line)
 
 
-@pytest.mark.parametrize('base', FOREIGN, ids=lambda base: base.split('/')[0])
-def test_config_takes_the_backbone(base, tmp_path):
+def with_another_base(base: str, difference: str) -> str:
+    """The lines of the README for a row of the table below them."""
+    lines = LINES.replace(BASE, f'_base_ = {base!r}')
+    given = re.search('`(.*)`', difference)
+    if given and 'instead of the neck' in difference:
+        return lines.replace(NECK, f'    {given[1]},')
+    if given:
+        name = given[1].split('=')[0]
+        lines, count = re.subn(rf'{name}=\d+', given[1], lines)
+        assert count == 1
+    return lines
+
+
+ROWS = re.findall(r'^\| `(mm\w+::\S+)` \| (.*) \|$', README, re.MULTILINE)
+CONFIGS = {'fcos': LINES} | {base.split('/')[1].split('_')[0]: with_another_base(base, d) for base, d in ROWS}
+
+
+def test_readme_shows_what_is_tested():
+    assert list(CONFIGS) == ['fcos', 'atss', 'faster-rcnn', 'upernet']
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_config_takes_the_backbone(name, tmp_path):
     torch.manual_seed(0)
     path = tmp_path / 'config.py'
-    path.write_text(LINES.format(base=base, changes=FOREIGN[base]))
+    path.write_text(CONFIGS[name])
     cfg = Config.fromfile(path)
     check_channels(cfg)
     model = revert_sync_batchnorm(build(cfg)).train()
