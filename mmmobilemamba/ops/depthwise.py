@@ -28,8 +28,11 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
         (B, C, H, W).
     """
     if native.usable(x) and torch.is_autocast_enabled('cpu'):
+        # As PyTorch's own convolution, which stays in float64.
         dtype = torch.get_autocast_dtype('cpu')
-        x, weight, bias = (t if t is None else t.to(dtype) for t in (x, weight, bias))
+        x, weight, bias = (
+            t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias)
+        )
     if runs_natively(x, weight):
         return _DepthwiseConv.apply(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
@@ -60,7 +63,7 @@ class _DepthwiseConv(torch.autograd.Function):
         dx = dweight = dbias = None
         if needs_x:
             # Of odd kernels without stride the transposed convolution is one with the kernels turned round.
-            dx = depthwise_conv2d(grad, weight.flip(2, 3))
+            dx = _DepthwiseConv.apply(grad, weight.flip(2, 3), None)
         if needs_weight:
             dweight = _weight_gradient(grad, x, weight.shape)
         if needs_bias:

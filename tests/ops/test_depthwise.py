@@ -55,6 +55,15 @@ def test_autocast_computes_in_its_type():
     assert (y.dtype, dx.dtype, dweight.dtype) == (torch.bfloat16, torch.float32, torch.float32)
 
 
+def test_autocast_leaves_what_conv2d_leaves():
+    """Float64, and the backward pass of what ran outside."""
+    x, weight = torch.randn(1, 16, 6, 6, requires_grad=True), torch.randn(16, 1, 5, 5)
+    outside, expected = depthwise_conv2d(x, weight).sum(), in_pytorch(x, weight).sum()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert depthwise_conv2d(x.double(), weight.double()).dtype == torch.float64
+        torch.testing.assert_close(torch.autograd.grad(outside, x), torch.autograd.grad(expected, x))
+
+
 def test_gradient_is_the_compiled_one(built, monkeypatch):
     """That all the above compares two things, and not PyTorch with itself."""
     called = []
