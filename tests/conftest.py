@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmengine.visualization import Visualizer
 from tiny import DET_CONFIG, REPOSITORY, SEG_CONFIG, make_ade, make_coco, write_config
 
+from mmmobilemamba.ops import native
+
 
 @pytest.fixture(scope='session', autouse=True)
 def quick_configs():
@@ -25,6 +27,12 @@ def quick_configs():
             property(lambda cfg: ''.join(f'{k} = {v!r}\n' for k, v in cfg.to_dict().items())),
         )
         yield
+
+
+@pytest.fixture
+def built() -> None:
+    if native.missing() is not None:
+        pytest.skip('the library of CPU operators was not built')
 
 
 @pytest.fixture

@@ -4,15 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmmobilemamba.ops import depthwise, depthwise_conv2d, native
+from mmmobilemamba.ops import depthwise, depthwise_conv2d
 
 SIZES = [(1, 1), (2, 9), (5, 3), (8, 8), (17, 12)]
-
-
-@pytest.fixture
-def built() -> None:
-    if native.missing() is not None:
-        pytest.skip('the library of CPU operators was not built')
 
 
 def in_pytorch(x, weight):
