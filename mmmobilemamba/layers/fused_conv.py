@@ -49,7 +49,8 @@ class FusedConv2d(nn.Conv2d):
             conv.kernel_size,
             conv.stride,
             conv.padding,
-            groups=conv.groups,
+            conv.dilation,
+            conv.groups,
             device='meta',
         )
         self.weight, self.bias = conv.weight, conv.bias
@@ -133,7 +134,7 @@ class FusedConv2d(nn.Conv2d):
 
 
 class FusedDepthwiseConv2d(FusedConv2d):
-    """The same for a depth-wise convolution with stride 1, on a CPU by our own operator."""
+    """The same for a depth-wise convolution, as many pixels out as in, on a CPU by our own operator."""
 
     def __init__(self, conv: nn.Conv2d, activation: str = 'none') -> None:
         super().__init__(conv, activation)
@@ -190,8 +191,10 @@ class FusedPointwiseConv2d(FusedConv2d):
 
 def fused_conv(conv: nn.Conv2d, activation: str = 'none') -> FusedConv2d:
     """The convolution, which keeps its parameters, with what follows it."""
-    depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.stride == (1, 1)
-    if depthwise:
+    (height, width), padding = conv.kernel_size, (conv.kernel_size[0] // 2,) * 2
+    if height != width or (conv.padding, conv.stride, conv.dilation) != (padding, (1, 1), (1, 1)):
+        return FusedConv2d(conv, activation)
+    if conv.groups == conv.in_channels == conv.out_channels:
         return FusedDepthwiseConv2d(conv, activation)
-    pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
+    pointwise = height == conv.groups == 1
     return (FusedPointwiseConv2d if pointwise else FusedConv2d)(conv, activation)

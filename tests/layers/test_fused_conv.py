@@ -80,3 +80,21 @@ def test_products_with_packed_matrices_are_few():
     assert [shape[-1] for shape in conv._packed] == [50, 7, 8]
     conv.load_state_dict({k: 2 * v for k, v in plain.state_dict().items()})
     torch.testing.assert_close(conv(x[..., :3, :3]), 2 * plain(x[..., :3, :3]), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(kernel_size=1, padding=1),
+        dict(kernel_size=3, padding=0, groups=32),
+        dict(kernel_size=5, padding=1, groups=32),
+        dict(kernel_size=3, padding=1, dilation=2, groups=32),
+        dict(kernel_size=3, padding=2, dilation=2),
+        dict(kernel_size=(3, 5), padding=(1, 2), groups=32),
+    ],
+)
+def test_other_geometries_are_kept(options):
+    """Those that the operators for depth-wise and 1x1 convolutions do not compute."""
+    plain, x = nn.Conv2d(32, 32, **options), torch.randn(1, 32, 9, 8)
+    torch.testing.assert_close(fused_conv(copy.deepcopy(plain))(x), plain(x), rtol=1e-4, atol=1e-5)
