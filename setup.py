@@ -7,7 +7,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-KERNEL = 'mmmobilemamba/ops/csrc'
+SOURCES = 'mmmobilemamba/ops/csrc'
 
 
 def read_version() -> str:
@@ -27,11 +27,11 @@ class BuildPy(build_py):
             shutil.copy(ROOT / 'model-index.yml', mim)
 
 
-def native_kernel() -> tuple[list[Extension], dict[str, type]]:
-    """The CPU kernel of the scan, where torch is there to build it against, and its build command.
+def native_library() -> tuple[list[Extension], dict[str, type]]:
+    """The library of CPU operators, where torch is there to build it against, and its build command.
 
     pip hides the installed torch from a build unless it is told --no-build-isolation. Without the
-    kernel the package works as well, only slower, and says so when it runs.
+    library the package works as well, only slower, and says so when it runs.
     """
     if os.environ.get('MMMOBILEMAMBA_NATIVE') == '0':
         return [], {}
@@ -39,16 +39,16 @@ def native_kernel() -> tuple[list[Extension], dict[str, type]]:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         return [], {}
-    # Apple's compiler has no OpenMP; there the kernel runs on one thread.
+    # Apple's compiler has no OpenMP; there the library runs on one thread.
     threads = '-fopenmp-simd' if sys.platform == 'darwin' else '-fopenmp'
     flags = ['-O3', '-fno-math-errno', '-fno-trapping-math', '-Wno-psabi', threads]
     extension = CppExtension(
         'mmmobilemamba._native',
-        sorted(map(str, Path(KERNEL).glob('*.cpp'))),
-        depends=sorted(map(str, Path(KERNEL).glob('*.h'))),
+        sorted(map(str, Path(SOURCES).glob('*.cpp'))),
+        depends=sorted(map(str, Path(SOURCES).glob('*.h'))),
         extra_compile_args=flags,
         extra_link_args=flags[-1:],
-        # A machine without a working compiler gets the package without the kernel.
+        # A machine without a working compiler gets the package without the library.
         optional=True,
     )
     return [extension], dict(
@@ -56,7 +56,7 @@ def native_kernel() -> tuple[list[Extension], dict[str, type]]:
     )
 
 
-extensions, commands = native_kernel()
+extensions, commands = native_library()
 setup(
     name='mmmobilemamba',
     version=read_version(),

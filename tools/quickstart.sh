@@ -123,7 +123,7 @@ install_package() {
     python -W ignore -c 'import mmdet, mmseg
 from mmmobilemamba.ops import available_backends
 if "native" not in available_backends():
-    print("    The compiled scan could not be built (is there a C++ compiler?). All works without it, only slower.")'
+    print("    The compiled operators could not be built (is there a C++ compiler?). All works without it, only slower.")'
 }
 
 setup() {
@@ -132,7 +132,7 @@ setup() {
     step torch 'PyTorch (1 to 5 min, by the connection)' install_torch
     step mmcv 'mmcv (seconds with a ready-made wheel, else about 15 min on two cores)' install_mmcv
     step others 'the other packages of requirements.txt (1 min)' install_others
-    step package 'this package and its compiled scan (1 min)' install_package
+    step package 'this package and its compiled operators (1 min)' install_package
 }
 
 demo() {
