@@ -123,7 +123,7 @@ install_package() {
     python -W ignore -c 'import mmdet, mmseg
 from mmmobilemamba.ops import available_backends
 if "native" not in available_backends():
-    print("    The compiled operators could not be built (is there a C++ compiler?). All works without it, only slower.")'
+    print("    The compiled operators could not be built (is there a C++ compiler?). All works without them, only slower.")'
 }
 
 setup() {
