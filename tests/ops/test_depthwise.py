@@ -9,8 +9,8 @@ from mmmobilemamba.ops import depthwise, depthwise_conv2d
 SIZES = [(1, 1), (2, 9), (5, 3), (8, 8), (17, 12)]
 
 
-def in_pytorch(x, weight):
-    return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
+def in_pytorch(x, weight, bias=None):
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
 
 def gradients(conv, x, weight, create_graph=False):
@@ -70,6 +70,16 @@ def test_gradient_is_the_compiled_one(built, monkeypatch):
     for kernel_size in (3, 5, 7, 9):
         gradients(depthwise_conv2d, torch.randn(1, 16, 6, 6), torch.randn(16, 1, kernel_size, kernel_size))
     assert [args[2] for args in called] == [3, 5, 7]
+
+
+@pytest.mark.parametrize('needed', ['x', 'weight', 'bias'])
+def test_frozen_parts(needed):
+    tensors = dict(x=torch.randn(2, 20, 6, 5), weight=torch.randn(20, 1, 5, 5), bias=torch.randn(20))
+    tensors[needed].requires_grad_()
+    y, expected = depthwise_conv2d(**tensors), in_pytorch(**tensors)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    got, want = (torch.autograd.grad(z.sin().sum(), tensors[needed])[0] for z in (y, expected))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
 
 
 def test_can_be_differentiated_twice():
