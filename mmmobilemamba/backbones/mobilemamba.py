@@ -212,6 +212,8 @@ class MobileMamba(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, in_channels, H, W) images → one map (B, C_i, H_i, W_i) per entry of ``out_indices``.
 
+        The maps lie in memory as the images do, contiguous or channels-last.
+
         Raises:
             ValueError: for another shape, or images that are not of a floating-point type.
         """
@@ -221,6 +223,9 @@ class MobileMamba(BaseModule):
                 f'images (B, {self.in_channels}, H, W) of at least one pixel. Convert and normalise bytes '
                 'first; for images of other channels build it with that in_channels.'
             )
+        # That of the images: operators of mmcv, RoIAlign among them, take channels-last memory for the other.
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        memory_format = torch.channels_last if last else torch.contiguous_format
         if x.device.type == 'cpu':
             # Where the CPU's convolutions and matrix products, and the scan, are fastest.
             x = x.contiguous(memory_format=torch.channels_last)
@@ -228,7 +233,7 @@ class MobileMamba(BaseModule):
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:
-                outputs.append(x)
+                outputs.append(x.contiguous(memory_format=memory_format))
         return tuple(outputs)
 
     def init_weights(self) -> None:

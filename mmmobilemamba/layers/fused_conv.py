@@ -159,7 +159,7 @@ class FusedPointwiseConv2d(FusedConv2d):
     """The same for a 1x1 convolution, over few pixels by MKL, which does less besides the product."""
 
     MAX_PIXELS = 2048
-    MAX_PRODUCTS = 4  # each keeps another copy of the weights
+    MAX_PRODUCTS = 2  # each keeps another copy of the weights
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         if not self._runs_in_onednn(x):

@@ -140,8 +140,11 @@ def test_any_picture(batch, height, width, layout, dtype, no_grad):
     with no_grad():
         outputs = model.to(dtype)(x)
     tolerance = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    memory_format = torch.channels_last if last else torch.contiguous_format
     for output, reference in zip(outputs, expected, strict=True):
         assert output.dtype == dtype and output.shape == reference.shape
+        assert output.is_contiguous(memory_format=memory_format)
         error = (output.double() - reference).abs().max()
         assert error <= tolerance * reference.abs().max().clamp_min(1e-3)
 

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from mmengine.registry import MODELS, init_default_scope
-from tiny import REPOSITORY
+from tiny import REPOSITORY, as_trained
 
 from mmmobilemamba.necks import EfficientViTFPN
 
@@ -33,6 +36,37 @@ def test_retinanet_keeps_batch_norm_of_the_backbone(retinanet):
     model.train()
     norms = [m for m in model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms and not any(m.training for m in norms)
+
+
+def test_roi_align_reads_the_features_of_its_place():
+    """mmcv's operators take channels-last memory for the other and read pixels from anywhere."""
+    cfg = Config.fromfile(CONFIGS / 'demo/mask_rcnn_mobilemamba_demo.py')
+    init_default_scope(cfg.default_scope)
+    model = as_trained(MODELS.build(cfg.model))
+    rois = torch.tensor([[0, 10, 20, 40, 60], [1, 0, 0, 120, 90], [1, 30, 10, 60, 80]]).float()
+    with torch.no_grad():
+        features = model.extract_feat(torch.randn(2, 3, 96, 128))
+    for extractor in (model.roi_head.bbox_roi_extractor, model.roi_head.mask_roi_extractor):
+        found = extractor(features[:4], rois)
+        for roi, got in zip(rois, found, strict=True):
+            level = extractor.map_roi_levels(roi[None], 4).item()
+            expected = average(features[level][int(roi[0])], roi[1:] / 2 ** (level + 2), got)
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def average(image, box, like):
+    """The mean over points of each cell of the box, bilinear between pixels: RoIAlign by its definition."""
+    left, top, right, bottom = (box - 0.5).tolist()
+    points, counts = [], []
+    for low, high, cells in ((top, bottom, like.shape[1]), (left, right, like.shape[2])):
+        counts.append(math.ceil((high - low) / cells))
+        n = cells * counts[-1]
+        points.append(low + (high - low) * (torch.arange(n) + 0.5) / n)
+    h, w = image.shape[1:]
+    y, x = torch.meshgrid(points[0].clamp(0, h - 1), points[1].clamp(0, w - 1), indexing='ij')
+    grid = torch.stack((2 * x / (w - 1) - 1, 2 * y / (h - 1) - 1), -1)
+    values = F.grid_sample(image[None], grid[None], align_corners=True)
+    return F.avg_pool2d(values, counts)[0]
 
 
 def test_learning_rate_follows_the_published_schedule(retinanet):
