@@ -18,8 +18,7 @@ class EfficientViTFPN(BaseModule):
 
     MobileMamba's finest level has stride 16, too coarse for small objects. This neck (first used in
     the detectors of EfficientViT, arXiv 2305.07027) is an FPN over the backbone levels plus finer
-    levels made by transposed convolutions. No activation; as published, no normalisation, and every
-    convolution with bias.
+    levels made by transposed convolutions. No norm, no activation, every convolution with bias.
 
     With backbone strides 16, 32, 64 and ``num_outs=5``, one extra level gives strides 8, 16, 32,
     64, 128 (RetinaNet) and two give 4, 8, 16, 32, 64 (Mask R-CNN).
@@ -34,7 +33,6 @@ class EfficientViTFPN(BaseModule):
         add_extra_convs: How coarser levels are made, as in mmdet's FPN: False, max-pooled from the
             last output; 'on_input', the first by a 3x3 stride-2 convolution from the backbone's
             last level, the others by one from the level before.
-        norm_cfg: Normalisation behind every convolution. Training from random weights needs one.
         init_cfg: Initialisation of the convolutions.
 
     Raises:
@@ -49,7 +47,6 @@ class EfficientViTFPN(BaseModule):
         num_outs: int = 5,
         num_extra_trans_convs: int = 1,
         add_extra_convs: Literal[False, 'on_input'] = False,
-        norm_cfg: dict | None = None,
         init_cfg: dict | list[dict] | None = XAVIER_UNIFORM,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -76,23 +73,14 @@ class EfficientViTFPN(BaseModule):
         self.num_extra_trans_convs = num_extra_trans_convs
 
         def conv3x3(channels: int = out_channels, stride: int = 1) -> ConvModule:
-            return ConvModule(
-                channels, out_channels, 3, stride=stride, padding=1, norm_cfg=norm_cfg, act_cfg=None
-            )
+            return ConvModule(channels, out_channels, 3, stride=stride, padding=1, act_cfg=None)
 
         def upsampling() -> ConvModule:
-            return ConvModule(
-                out_channels,
-                out_channels,
-                2,
-                stride=2,
-                conv_cfg=dict(type='deconv'),
-                norm_cfg=norm_cfg,
-                act_cfg=None,
-            )
+            cfg = dict(type='deconv')
+            return ConvModule(out_channels, out_channels, 2, stride=2, conv_cfg=cfg, act_cfg=None)
 
         self.lateral_convs = nn.ModuleList(
-            ConvModule(channels, out_channels, 1, norm_cfg=norm_cfg, act_cfg=None) for channels in in_channels
+            ConvModule(channels, out_channels, 1, act_cfg=None) for channels in in_channels
         )
         self.fpn_convs = nn.ModuleList(conv3x3() for _ in in_channels)
         if add_extra_convs:
