@@ -19,18 +19,11 @@ train_pipeline = [
 test_pipeline = [
     dict(t, scale=_base_.demo_scale) if t['type'] == 'Resize' else t for t in _base_.test_pipeline
 ]
-train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=2, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 train_cfg = _base_.demo_train_cfg
-# At the rate of the backbone, the neck's convolutions, with no normalisation between them, would make the
-# finest levels grow without bound.
-optim_wrapper = dict(
-    optimizer=dict(lr=_base_.demo_lr),
-    paramwise_cfg=dict(
-        custom_keys=dict(neck=dict(lr_mult=0.03), rpn_head=dict(lr_mult=0.3), roi_head=dict(lr_mult=0.3))
-    ),
-)
+optim_wrapper = dict(optimizer=dict(lr=_base_.demo_lr))
 param_scheduler = _base_.demo_param_scheduler
 default_hooks = _base_.demo_hooks
