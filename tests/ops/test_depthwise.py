@@ -123,3 +123,5 @@ def test_operator_with_activation(built, dtype, activation):
     for wrong in (torch.randn(1, 27, 4, 4).double(), torch.randn(1, 26, 4, 4), torch.randn(27, 4, 4)):
         with pytest.raises(RuntimeError, match='depthwise'):
             operator(wrong, weight, bias, 0)
+    with pytest.raises(RuntimeError, match='depthwise: unknown activation 3'):
+        operator(torch.randn(1, 27, 4, 4).to(dtype), weight, bias, 3)

@@ -28,6 +28,7 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight,
   TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
               "depthwise: expected float32 or bfloat16, given is ", x.scalar_type());
   TORCH_CHECK(C >= 16, "depthwise: fewer than 16 channels");
+  TORCH_CHECK(activation >= 0 && activation <= 2, "depthwise: unknown activation ", activation);
   TORCH_CHECK(weight.sizes() == at::IntArrayRef({C, 1, k, k}) && (!bias || bias->sizes() == at::IntArrayRef({C})),
               "depthwise: the weights or the bias do not fit to ", C, " channels");
   const at::Tensor in = x.contiguous(kChannelsLast);

@@ -54,9 +54,9 @@ static inline void convolve(const Row<T>& row, long x, long channel, long left, 
 template <long k, typename T>
 static void convolve_row(const Row<T>& row) {
   const Depthwise& p = row.p;
-  constexpr long kPixels = 4, kBlock = 4096 / (k * k) / kWidth * kWidth;  // whose weights stay in the cache
-  for (long begin = 0; begin < p.C; begin += kBlock) {
-    const long end = begin + kBlock < p.C ? begin + kBlock : p.C;
+  constexpr long kPixels = 4, kCached = 4096 / (k * k) / kWidth * kWidth;  // channels whose weights stay there
+  for (long begin = 0; begin < p.C; begin += kCached) {
+    const long end = begin + kCached < p.C ? begin + kCached : p.C;
     for (long x = 0; x < p.W;) {
       const bool inside = x >= k / 2 && x + kPixels + k / 2 <= p.W;
       const long left = x < k / 2 ? k / 2 - x : 0, right = p.W - x < k / 2 + 1 ? p.W - x + k / 2 : k;
