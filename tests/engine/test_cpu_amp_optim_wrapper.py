@@ -81,16 +81,21 @@ def test_losses_of_200_steps_on_the_demo_data_are_those_of_float32(tmp_path, too
     settings += (f'train_dataloader.dataset.pipeline.2.scale=({size},{size})',)
 
     def losses(name, *options):
-        data = ('--data-root', tmp_path / 'demo', '--work-dir', tmp_path / name, '--no-validate')
-        tool('train.py', config, *data, '--cfg-options', *settings, *options)
-        (log,) = (tmp_path / name).glob('*/vis_data/scalars.json')
-        return [json.loads(line)['loss'] for line in log.read_text().splitlines()]
+        found = []
+        # Another rounding alone moves the mean loss of one run by up to a tenth.
+        for seed in range(3):
+            folder = tmp_path / f'{name}-{seed}'
+            data = ('--data-root', tmp_path / 'demo', '--work-dir', folder, '--no-validate')
+            tool('train.py', config, *data, '--cfg-options', *settings, f'randomness.seed={seed}', *options)
+            (log,) = folder.glob('*/vis_data/scalars.json')
+            found += [json.loads(line)['loss'] for line in log.read_text().splitlines()]
+        return found
 
     expected = losses('float32')
     # A scale that fits from the start: the search for it, from 65536 down, leaves out steps.
     scale = 'optim_wrapper.loss_scale.init_scale=512.0'
     found = losses(dtype, f'optim_wrapper.dtype={dtype}', scale, '--amp')
-    assert len(expected) == len(found) == 200
+    assert len(expected) == len(found) == 3 * 200
     assert all(map(math.isfinite, found))
     print(f'mean loss {statistics.mean(found):.4f} against {statistics.mean(expected):.4f}')
     assert statistics.mean(found) == pytest.approx(statistics.mean(expected), rel=0.05)
