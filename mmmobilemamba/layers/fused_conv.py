@@ -78,7 +78,7 @@ class FusedConv2d(nn.Conv2d):
         Most shapes have the same few layouts, and share their tensors.
         """
         if len(self._packed) >= MAX_SHAPES:
-            self._forget()
+            self._packed, self._layouts = {}, {}
         packed = torch.ops.mkldnn._reorder_convolution_weight(
             self.weight.detach(), *self._geometry, list(shape)
         )

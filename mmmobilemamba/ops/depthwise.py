@@ -10,7 +10,7 @@ from . import native
 
 ACTIVATIONS = {'none': lambda x: x, 'relu': F.relu_, 'swish': lambda x: F.silu(x, inplace=True)}
 # As enum Activation in csrc/kernels.h.
-ACTIVATION_NUMBERS = {'none': 0, 'relu': 1, 'swish': 2}
+ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
