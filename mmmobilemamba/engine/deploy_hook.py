@@ -1,6 +1,6 @@
 """Testing with the network folded for deployment."""
 
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
@@ -13,3 +13,7 @@ class DeployHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         switch_to_deploy(runner.model)
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                # It swaps its tensors with those of the model, one by one, before the first batch.
+                switch_to_deploy(hook.ema_model)
