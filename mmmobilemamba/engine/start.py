@@ -1,5 +1,7 @@
 """Where a run takes its weights from: a checkpoint to resume, to fine-tune, or to test."""
 
+import ast
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,12 +54,41 @@ def resume_training(cfg: Config, resume: str | None) -> None:
         print_log(f'--resume in {cfg.work_dir}: {found}', logger='current')
     if resume is None:
         return
-    seed = _read_resumable(resume)['meta'].get('seed')
+    meta = _read_resumable(resume)['meta']
+    _say_what_the_checkpoint_decides(cfg, meta.get('cfg', ''))
+    seed = meta.get('seed')
     if seed is not None:
         # MMEngine takes it from the checkpoint too late, when the data have been shuffled with another.
         cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
     cfg.resume, cfg.load_from = True, resume
     _load_strictly(cfg)
+
+
+def _say_what_the_checkpoint_decides(cfg: Config, before: str) -> None:
+    """MMEngine restores optimizer and schedulers with all their settings, whatever the config says."""
+    now, before = _optimization(cfg.pretty_text), _optimization(before)
+    for name in before.keys() & now.keys():
+        if now[name] != before[name]:
+            print_log(
+                f'--resume goes on with {name} of the checkpoint, {before[name]}; what the config has now, '
+                f'{now[name]}, has no effect. To train with that, start from the weights: --load-from.',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
+def _optimization(config: str) -> dict[str, str]:
+    """Settings of optimizer and schedule in the text of a config, which is read and not run."""
+    try:
+        statements = ast.parse(config).body
+    except SyntaxError:  # it held an object that has no text, as configs made in Python may
+        return {}
+    values = {ast.unparse(s.targets[0]): s.value for s in statements if isinstance(s, ast.Assign)}
+    found = {name: values[name] for name in ('param_scheduler',) if name in values}
+    for keyword in getattr(values.get('optim_wrapper'), 'keywords', ()):
+        if keyword.arg in ('optimizer', 'paramwise_cfg'):
+            found[f'optim_wrapper.{keyword.arg}'] = keyword.value
+    return {name: ast.unparse(value) for name, value in found.items()}
 
 
 def load_for_testing(cfg: Config, checkpoint: str) -> None:

@@ -17,7 +17,7 @@ from tiny import REPOSITORY
 
 from mmmobilemamba import engine
 from mmmobilemamba.checkpoint import read_checkpoint
-from mmmobilemamba.engine import safeguards
+from mmmobilemamba.engine import safeguards, start
 from mmmobilemamba.engine.start import latest_checkpoint
 
 KILLED_AT = """
@@ -153,6 +153,47 @@ def test_segmentor_interrupted_between_checkpoints(tmp_path, tool, seg_config, a
     # The seed is that of the checkpoint.
     tool('train.py', config, *train, 'resumed', '--resume')
     assert_ended_alike(tmp_path / 'straight', tmp_path / 'resumed', 'iter_6.pth', 5)
+
+
+class TestSettingsOfTheCheckpoint:
+    """MMEngine restores them over those of the config."""
+
+    SCHEDULE = dict(type='MultiStepLR', milestones=[8, 11], by_epoch=True)
+
+    def config(self, tmp_path, lr=0.1, **options) -> Config:
+        optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=lr))
+        return Config(
+            dict(
+                optim_wrapper=optim_wrapper,
+                param_scheduler=[self.SCHEDULE],
+                work_dir=str(tmp_path),
+                custom_hooks=[],
+                **options,
+            )
+        )
+
+    def resumed(self, cfg: Config, text: str, tmp_path, monkeypatch) -> list[str]:
+        file, log = tmp_path / 'epoch_1.pth', []
+        torch.save(dict(meta=dict(cfg=text), state_dict={}, optimizer={}, message_hub={}), file)
+        monkeypatch.setattr(start, 'print_log', lambda text, **options: log.append(text))
+        engine.resume_training(cfg, str(file))
+        return log
+
+    def test_others_in_the_config_have_no_effect_and_it_is_said(self, tmp_path, monkeypatch):
+        cfg = self.config(tmp_path, lr=0.02)
+        cfg.param_scheduler[0].milestones = [16, 22]
+        said = '\n'.join(self.resumed(cfg, self.config(tmp_path).pretty_text, tmp_path, monkeypatch))
+        assert re.search(r'optimizer of the checkpoint, dict\(lr=0.1, .*now, dict\(lr=0.02, ', said)
+        assert re.search(r'milestones=\[8, 11\].*now, .*milestones=\[16, 22\].* no effect', said)
+
+    def test_what_may_differ(self, tmp_path, monkeypatch):
+        cfg = self.config(tmp_path, load_from='x.pth')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        assert self.resumed(cfg, self.config(tmp_path).pretty_text, tmp_path, monkeypatch) == []
+
+    @pytest.mark.parametrize('text', ['', 'model = <function f>'])
+    def test_checkpoint_without_a_readable_config(self, text, tmp_path, monkeypatch):
+        assert self.resumed(self.config(tmp_path), text, tmp_path, monkeypatch) == []
 
 
 class TestWholeFiles:
