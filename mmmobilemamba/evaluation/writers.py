@@ -69,6 +69,8 @@ class DetectionWriter:
             if 'masks' in instances:
                 annotation |= _encode_mask(instances.masks[i].numpy())
             self.content['annotations'].append(annotation)
+        # The surest last, on top of the others.
+        sample.pred_instances = instances[instances.scores.argsort()]
         _draw(self.visualizer, image, sample, self.out_dir / drawn, pred_score_thr=self.score_thr)
 
     def close(self) -> str:

@@ -48,6 +48,16 @@ def test_masks_come_back(tmp_path):
     np.testing.assert_array_equal(coco_mask.decode(annotation['segmentation']), masks[0])
 
 
+def test_the_surest_is_drawn_on_top(tmp_path, monkeypatch):
+    found, drawn = writer(tmp_path), []
+    monkeypatch.setattr(found.visualizer, 'add_datasample', lambda name, image, s, **_: drawn.append(s))
+    both = sample()
+    both.pred_instances.scores[1] = 0.8
+    found.add(ImageFile(tmp_path / 'x.jpg', 'x'), IMAGE, both)
+    assert drawn[0].pred_instances.labels.tolist() == [0, 1]
+    assert [a['category_id'] for a in found.content['annotations']] == [2, 1]
+
+
 def test_category_ids_of_coco_have_its_gaps():
     ids = default_category_ids(CocoDataset.METAINFO['classes'])
     # Of 80 classes from 1 (person) to 90 (toothbrush); 12 and 91 are none, and 13 is the stop sign.
