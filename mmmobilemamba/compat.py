@@ -5,9 +5,19 @@ from importlib.util import find_spec
 
 import torch
 from mmengine.config import utils
+from torch import Tensor
+from torch.autograd import forward_ad
 
 # Whether torch.compile or torch.export is reading the code; torch 2.1 and 2.2 have it elsewhere.
 is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether a forward-mode derivative (torch.func.jvp) is being taken through x.
+
+    Operators that are registered with torch.library lose it without a word.
+    """
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def find_mmseg_configs() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..compat import is_compiling
+from ..compat import has_tangent, is_compiling
 
 
 @cache
@@ -25,5 +25,15 @@ def missing() -> str | None:
 
 
 def usable(x: Tensor) -> bool:
-    """Whether to compute with x there. Compilers and exports get the plain operations, which they fuse."""
-    return not is_compiling() and not torch.jit.is_tracing() and x.device.type == 'cpu' and missing() is None
+    """Whether to compute with x there.
+
+    Compilers and exports get the plain operations, which they fuse, and forward-mode derivatives those that
+    have one.
+    """
+    return (
+        not is_compiling()
+        and not torch.jit.is_tracing()
+        and x.device.type == 'cpu'
+        and not has_tangent(x)
+        and missing() is None
+    )

@@ -22,6 +22,16 @@ def model():
     return as_trained(MobileMamba(TINY))
 
 
+def test_forward_mode_derivative():
+    """<v, J t> = <J'v, t>; operators of our own have no J."""
+    model = as_trained(MobileMamba(TINY, scan_backend='reference')).double()
+    x, t = torch.randn(2, 1, 3, 34, 31, dtype=torch.float64)
+    y, dy = torch.func.jvp(model, (x,), (t,))
+    v = [torch.randn_like(m) for m in y]
+    (pulled,) = torch.autograd.grad(model(x.requires_grad_()), x, v)
+    torch.testing.assert_close(sum((a * b).sum() for a, b in zip(v, dy, strict=True)), (pulled * t).sum())
+
+
 @pytest.mark.parametrize('deploy', [False, True], ids=['as trained', 'deployed'])
 def test_export(model, deploy):
     x = torch.randn(1, 3, 64, 64)

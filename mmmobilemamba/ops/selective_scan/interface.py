@@ -11,6 +11,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from ...compat import has_tangent, is_compiling
 from ...errors import UserError
 
 ScanFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool], Tensor]
@@ -205,6 +206,13 @@ def _by_rank() -> list[Backend]:
 
 
 def _backend_for(backend: str, u: Tensor, *others: Tensor | None) -> Backend:
+    differentiable = backend == 'reference' or is_compiling()
+    if not differentiable and any(x is not None and has_tangent(x) for x in (u, *others)):
+        raise UserError(
+            'Forward-mode derivatives (torch.func.jvp, torch.func.jacfwd) can be taken of the '
+            f"selective-scan backend 'reference' only, not of {backend!r}. Choose that one "
+            "(scan_backend='reference' of the backbone), or derivatives in reverse mode."
+        )
     dtype = compute_dtype(u, *others)
     return _backends[_choose(backend, u.device.type, dtype, others[1].shape[1])]
 

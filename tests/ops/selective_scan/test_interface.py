@@ -69,6 +69,23 @@ def test_unknown_backend(call):
         call('fast')
 
 
+@pytest.mark.parametrize('name', ['u', 'A', 'D'])
+def test_forward_mode_is_of_the_reference_alone(name):
+    arguments = {k: v.detach().double() for k, v in valid(1).items()}
+    x, rest = arguments.pop(name), arguments
+
+    def scan(x, backend):
+        return selective_scan(**rest, **{name: x}, backend=backend)
+
+    tangent, weight = torch.randn_like(x), torch.randn_like(arguments.get('u', x))
+    y, dy = torch.func.jvp(lambda x: scan(x, 'reference'), (x,), (tangent,))
+    _, pull = torch.func.vjp(lambda x: scan(x, 'reference'), x)
+    torch.testing.assert_close((dy * weight).sum(), (pull(weight)[0] * tangent).sum())
+    for backend in ('auto', *available_backends()[:-1]):
+        with pytest.raises(UserError, match='Forward-mode.*scan_backend='):
+            torch.func.jvp(lambda x, backend=backend: scan(x, backend), (x,), (tangent,))
+
+
 def test_available_backends():
     assert set(available_backends()) >= {'torch', 'reference'}
     assert available_backends()[-1] == 'reference'
