@@ -36,6 +36,7 @@ def native_library() -> tuple[list[Extension], dict[str, type]]:
     if os.environ.get('MMMOBILEMAMBA_NATIVE') == '0':
         return [], {}
     try:
+        import torch
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         return [], {}
@@ -43,7 +44,8 @@ def native_library() -> tuple[list[Extension], dict[str, type]]:
     threads = '-fopenmp-simd' if sys.platform == 'darwin' else '-fopenmp'
     flags = ['-O3', '-fno-math-errno', '-fno-trapping-math', '-Wno-psabi', threads]
     extension = CppExtension(
-        'mmmobilemamba._native',
+        # The release is in the name, so that another one does not load it.
+        'mmmobilemamba._native_torch' + '_'.join(torch.__version__.split('.')[:2]),
         sorted(map(str, Path(SOURCES).glob('*.cpp'))),
         depends=sorted(map(str, Path(SOURCES).glob('*.h'))),
         extra_compile_args=flags,

@@ -12,15 +12,19 @@ from ..compat import has_tangent, is_compiling
 @cache
 def missing() -> str | None:
     """Load the library; the reason where that is not possible."""
-    libraries = sorted(Path(__file__).parents[1].glob('_native*'))
+    # One for each release of torch, for its C++ interface changes: setup.py names them.
+    libraries = {p.name.split('.')[0]: p for p in Path(__file__).parents[1].glob('_native_torch*')}
     if not libraries:
         return 'its kernel was not built when mmmobilemamba was installed'
     if not hasattr(torch.library, 'register_autograd'):
         return f'it needs torch 2.4 or later, this is {torch.__version__}'
+    library = libraries.get('_native_torch' + '_'.join(torch.__version__.split('.')[:2]))
+    if library is None:
+        return f'its kernel was built for another torch ({", ".join(libraries)}), this is {torch.__version__}'
     try:
-        torch.ops.load_library(str(libraries[0]))
+        torch.ops.load_library(str(library))
     except OSError as err:
-        return f'its kernel was built for another torch and does not load ({err})'
+        return f'its kernel does not load ({err})'
     return None
 
 

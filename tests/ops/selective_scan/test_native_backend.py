@@ -119,7 +119,7 @@ def not_built(monkeypatch):
     """As installed without a compiler."""
     glob = Path.glob
     monkeypatch.setattr(
-        Path, 'glob', lambda self, pattern: [] if pattern == '_native*' else glob(self, pattern)
+        Path, 'glob', lambda self, pattern: [] if pattern.startswith('_native') else glob(self, pattern)
     )
     monkeypatch.setattr(interface, '_chosen', {})
     monkeypatch.setattr(interface, '_announced', set())
@@ -150,9 +150,16 @@ def test_without_the_kernel_its_name_raises(not_built):
         selective_scan(*tensors, backend='native')
 
 
-def test_kernel_of_another_torch(not_built, monkeypatch, tmp_path):
-    broken = tmp_path / '_native.so'
+@pytest.mark.parametrize(
+    'release, reason',
+    [
+        ('2_3', r'built for another torch \(_native_torch2_3\), this is '),
+        ('_'.join(torch.__version__.split('.')[:2]), r'does not load \('),
+    ],
+)
+def test_kernel_of_another_torch(not_built, monkeypatch, tmp_path, release, reason):
+    broken = tmp_path / f'_native_torch{release}.so'
     broken.write_bytes(b'no library')
     monkeypatch.setattr(Path, 'glob', lambda self, pattern: [broken])
-    with pytest.raises(UserError, match='built for another torch and does not load'):
+    with pytest.raises(UserError, match=reason + '.*pip install --no-build-isolation'):
         check_backend('native')
