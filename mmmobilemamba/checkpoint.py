@@ -3,9 +3,10 @@
 The authors' key names live in this module only.
 """
 
+import logging
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,43 @@ def extract_state_dict(checkpoint: Mapping[str, Any]) -> StateDict:
             f'bare or under one of {", ".join(CONTAINERS)}'
         )
     return {key.removeprefix('module.'): value for key, value in checkpoint.items()}
+
+
+def trained_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the data set it was trained on (classes, palette, …), if it does."""
+    meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    return {key.lower(): value for key, value in meta.items()}
+
+
+def check_class_order(checkpoint: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Refuse to give the outputs of a trained head the names of other ones among its classes.
+
+    Args:
+        checkpoint: a checkpoint; without names of classes it is accepted.
+        classes: those of the data that the model is to be used with.
+
+    Raises:
+        CheckpointError: when both have a class at different places.
+    """
+    trained = trained_meta(checkpoint).get('classes') or ()
+    other = [(i, a, b) for i, (a, b) in enumerate(zip(trained, classes, strict=False)) if a != b]
+    for i, name, here in other:
+        if name in classes:
+            raise CheckpointError(
+                f'Class {i} of the checkpoint is {name!r}, class {i} of the data is {here!r}, and {name!r} '
+                f'is class {list(classes).index(name)} there: predictions would be given wrong names. Bring '
+                'the classes of the data (the categories of a COCO file, the lines of classes.txt) into the '
+                f'order of the checkpoint: {", ".join(trained)}. To train on from these weights, --reinit '
+                'the layers that tell classes apart.'
+            )
+    if other:
+        pairs = ', '.join(f'{name!r} is now {here!r}' for _, name, here in other[:8])
+        print_log(
+            f'{len(other)} classes have other names in the data than in the checkpoint: {pairs}'
+            f'{", …" if len(other) > 8 else ""}. Take care that they are the same things.',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def load_pretrained(model: nn.Module, filename: str, prefix: str = '') -> None:

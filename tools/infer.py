@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Predict on images: drawn pictures, and a COCO JSON (detection) or label maps (segmentation).
 
-The classes are those that the checkpoint names; for one without names (weights converted from
-elsewhere) those of the config's data set, or of --data-root.
+The classes are those that the checkpoint names; for one without names (weights converted from elsewhere)
+those of the config's data set. With --data-root they are those of that data set, in the same order.
 """
 
 import argparse

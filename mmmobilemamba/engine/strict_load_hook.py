@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..backbones import MobileMamba
 from ..checkpoint import (
     CheckpointError,
+    check_class_order,
     describe_misfit,
     extract_state_dict,
     prepare_backbone_state_dict,
@@ -23,7 +24,8 @@ from ..datasets.layout import shorten
 
 @HOOKS.register_module()
 class StrictLoadHook(Hook):
-    """Refuses a checkpoint that leaves a tensor of the model unfilled, or has one of no use.
+    """Refuses a checkpoint that leaves a tensor of the model unfilled, or has one of no use, and one whose
+    classes are those of the data in another order.
 
     MMEngine only warns of such tensors, and the warning is easily missed. The backbone's part may
     be in the authors' layout, and is converted.
@@ -43,12 +45,16 @@ class StrictLoadHook(Hook):
         """Replace the checkpoint's weights by those that fill the model exactly.
 
         Raises:
-            CheckpointError: If there are none.
+            CheckpointError: If there are none, or they would name the classes wrongly.
         """
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         checkpoint['state_dict'] = fit_state_dict(model, extract_state_dict(checkpoint), self.reinit)
+        if not self.reinit:
+            # The loop that is about to run has given it those of its data set.
+            meta = runner.visualizer.dataset_meta or {}
+            check_class_order(checkpoint, meta.get('classes') or ())
 
 
 def fit_state_dict(

@@ -9,7 +9,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
-from ..checkpoint import extract_state_dict, read_checkpoint
+from ..checkpoint import check_class_order, extract_state_dict, read_checkpoint, trained_meta
 from ..datasets.data_root import make_palette, set_num_classes
 from ..datasets.layout import shorten
 from ..deploy import switch_to_deploy
@@ -65,7 +65,8 @@ def load_model(
         The model in evaluation mode, with ``cfg`` and ``dataset_meta`` (classes, palette).
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read or does not fit.
+        CheckpointError: If the checkpoint cannot be read or does not fit, in its tensors or the order of
+            its classes.
         UserError: If neither the checkpoint nor the config names the classes.
     """
     scope = cfg.get('default_scope')
@@ -76,12 +77,11 @@ def load_model(
         )
     init_default_scope(scope)
     content = read_checkpoint(checkpoint)
-    meta = {} if classes_from_data else _checkpoint_meta(content)
-    if meta:
-        set_num_classes(cfg.model, len(meta['classes']))
+    meta, source = _with_palette(trained_meta(content)), 'checkpoint'
+    if classes_from_data or not meta:
+        meta, source = _config_meta(cfg), 'config and its data set'
     else:
-        meta = _config_meta(cfg)
-    source = 'config and its data set' if classes_from_data or not _checkpoint_meta(content) else 'checkpoint'
+        set_num_classes(cfg.model, len(meta['classes']))
     print_log(
         f'{len(meta["classes"])} classes, from the {source}: {shorten(meta["classes"])}', logger='current'
     )
@@ -90,30 +90,29 @@ def load_model(
         cfg.model.backbone.init_cfg = None
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     model.load_state_dict(fit_state_dict(model, extract_state_dict(content)))
+    check_class_order(content, meta['classes'])
     if deploy:
         switch_to_deploy(model)
     model.cfg, model.dataset_meta = cfg, meta
     return model.to(device).eval()
 
 
-def _checkpoint_meta(content: dict[str, Any]) -> dict[str, Any]:
-    meta = (content.get('meta') or {}).get('dataset_meta') or {}
-    meta = {key.lower(): value for key, value in meta.items()}
-    return _with_palette(meta) if meta.get('classes') else {}
-
-
 def _config_meta(cfg: Config) -> dict[str, Any]:
     # Built, for the data sets of mmseg decide there whether 0 is a class; with lazy_init they read no file.
-    meta = DATASETS.build({**innermost_test_dataset(cfg), 'lazy_init': True, 'test_mode': False}).metainfo
-    if not meta.get('classes'):
+    dataset = DATASETS.build({**innermost_test_dataset(cfg), 'lazy_init': True, 'test_mode': False})
+    meta = _with_palette(dataset.metainfo)
+    if not meta:
         raise UserError(
             'Neither the checkpoint nor the config names the classes. Give the data set that the '
             'checkpoint was trained on with --data-root.'
         )
-    return _with_palette(meta)
+    return meta
 
 
 def _with_palette(meta: dict[str, Any]) -> dict[str, Any]:
+    """The same with a colour for each class; empty without classes."""
+    if not meta.get('classes'):
+        return {}
     palette = meta.get('palette')
     if not palette or len(palette) != len(meta['classes']):
         meta = {**meta, 'palette': make_palette(len(meta['classes']))}

@@ -5,6 +5,7 @@ import torch
 from mmengine.model import BaseTTAModel
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 
+import mmmobilemamba.checkpoint as checkpoints
 from mmmobilemamba.checkpoint import CheckpointError, to_authors_layout
 from mmmobilemamba.engine.strict_load_hook import StrictLoadHook, fit_state_dict
 
@@ -126,6 +127,10 @@ class TestReinit:
             fit_state_dict(detector, weights, ['bbox_head.retina_cls', 'bbox_head.class'])
 
 
+def run_of(model, classes=('a', 'b', 'c')):
+    return SimpleNamespace(model=model, visualizer=SimpleNamespace(dataset_meta=dict(classes=classes)))
+
+
 class TestHook:
     class Augmented(BaseTTAModel):
         def merge_preds(self, data_samples_list):
@@ -136,14 +141,31 @@ class TestHook:
         stored = {f'module.{key}': value for key, value in in_authors_layout(weights).items()}
         checkpoint = {container: stored} if container else stored
         hook = HOOKS.build(dict(type='StrictLoadHook'))
-        hook.after_load_checkpoint(SimpleNamespace(model=detector), checkpoint)
+        hook.after_load_checkpoint(run_of(detector), checkpoint)
         assert_same(checkpoint['state_dict'], weights)
 
     def test_wrapped_model(self, detector, weights):
         checkpoint = dict(state_dict=weights)
         model = self.Augmented(module=detector)
-        StrictLoadHook().after_load_checkpoint(SimpleNamespace(model=model), checkpoint)
+        StrictLoadHook().after_load_checkpoint(run_of(model), checkpoint)
         assert_same(checkpoint['state_dict'], weights)
+
+    @pytest.mark.parametrize('key', ['classes', 'CLASSES'])
+    def test_classes_in_another_order_are_refused(self, detector, weights, key):
+        checkpoint = dict(state_dict=weights, meta=dict(dataset_meta={key: ('a', 'c', 'b')}))
+        with pytest.raises(CheckpointError, match="Class 1 .* is 'c', class 1 of the data is 'b'.*a, c, b"):
+            StrictLoadHook().after_load_checkpoint(run_of(detector), checkpoint)
+        # Trained anew, the layers may mean anything.
+        StrictLoadHook(reinit=['bbox_head.retina_cls']).after_load_checkpoint(run_of(detector), checkpoint)
+
+    def test_classes_of_other_names_are_told_of(self, detector, weights, monkeypatch):
+        log = []
+        monkeypatch.setattr(checkpoints, 'print_log', lambda text, **options: log.append(text))
+        for names in (('a', 'b', 'c'), ('a', 'B', 'c')):
+            checkpoint = dict(state_dict=weights, meta=dict(dataset_meta=dict(classes=names)))
+            StrictLoadHook().after_load_checkpoint(run_of(detector), checkpoint)
+        (said,) = log
+        assert '1 classes have other names' in said and "'B' is now 'b'" in said
 
     def test_runs_before_the_average_is_loaded(self):
         ema = HOOKS.build(dict(type='EMAHook'))
