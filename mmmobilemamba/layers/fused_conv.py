@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..compat import is_compiling
+from ..compat import has_tangent, is_compiling
 from ..ops.depthwise import ACTIVATION_NUMBERS, ACTIVATIONS, runs_natively
 
 MAX_SHAPES = 64
@@ -39,8 +39,8 @@ class FusedConv2d(nn.Conv2d):
     is the plain convolution.
     """
 
-    # What is derived from the parameters: made anew after a copy.
-    _derived = '_packed', '_layouts', '_products', '_in_float'
+    # What is derived from the parameters: made anew after a copy, or when the weight has changed.
+    _derived = '_packed', '_layouts', '_products', '_in_float', '_version'
 
     def __init__(self, conv: nn.Conv2d, activation: str = 'none') -> None:
         super().__init__(
@@ -61,6 +61,7 @@ class FusedConv2d(nn.Conv2d):
         if not self._runs_in_onednn(x):
             y = ACTIVATIONS[self.activation](super().forward(x))
             return y if add is None else y + add
+        self._forget_if_changed()
         weight = self._packed.get(x.shape)
         if weight is None:
             weight = self._pack(x.shape)
@@ -104,7 +105,7 @@ class FusedConv2d(nn.Conv2d):
         return self.padding, self.stride, self.dilation, self.groups
 
     def _runs_in_onednn(self, x: Tensor) -> bool:
-        if is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
+        if is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled() or has_tangent(x):
             return False
         return (
             x.device.type == 'cpu'
@@ -121,7 +122,16 @@ class FusedConv2d(nn.Conv2d):
         self._forget()
         super()._load_from_state_dict(*args)
 
+    def _forget_if_changed(self) -> None:
+        """A change by ``weight.data.copy_()`` leaves no trace, and cannot be noticed."""
+        weight = self.weight
+        version = weight.data_ptr(), weight.is_inference() or weight._version
+        if version != self._version:
+            self._forget()
+            self._version = version
+
     def _forget(self) -> None:
+        self._version: tuple[int, int] | None = None
         self._packed: dict[torch.Size, Tensor] = {}
         self._layouts: dict[bytes, Tensor] = {}
 
@@ -145,10 +155,13 @@ class FusedDepthwiseConv2d(FusedConv2d):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or not runs_natively(x, self.weight):
             return super().forward(x)
-        if self._in_float is None:
-            self._in_float = self.weight.float(), None if self.bias is None else self.bias.float()
+        self._forget_if_changed()
+        in_float = self._in_float
+        if in_float is None:
+            in_float = self.weight.float(), None if self.bias is None else self.bias.float()
+            self._in_float = in_float
         number = ACTIVATION_NUMBERS[self.activation]
-        return torch.ops.mmmobilemamba.depthwise_conv2d(x, *self._in_float, number)
+        return torch.ops.mmmobilemamba.depthwise_conv2d(x, *in_float, number)
 
     def _forget(self) -> None:
         super()._forget()
@@ -164,6 +177,7 @@ class FusedPointwiseConv2d(FusedConv2d):
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         if not self._runs_in_onednn(x):
             return super().forward(x, add)
+        self._forget_if_changed()
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
         packed = self._products.get(pixels)
         if packed is None and self._takes(pixels):

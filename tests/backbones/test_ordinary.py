@@ -22,14 +22,19 @@ def model():
     return as_trained(MobileMamba(TINY))
 
 
-def test_forward_mode_derivative():
-    """<v, J t> = <J'v, t>; operators of our own have no J."""
-    model = as_trained(MobileMamba(TINY, scan_backend='reference')).double()
-    x, t = torch.randn(2, 1, 3, 34, 31, dtype=torch.float64)
-    y, dy = torch.func.jvp(model, (x,), (t,))
+@pytest.mark.parametrize('deploy', [False, True], ids=['as trained', 'deployed'])
+def test_forward_mode_derivative(deploy):
+    """<v, J t> = <J'v, t>; the operators made for speed have no J."""
+    model = as_trained(MobileMamba(TINY, scan_backend='reference'))
+    if deploy:
+        model.switch_to_deploy()
+    x, t = torch.randn(2, 1, 3, 34, 31)
+    with torch.no_grad():
+        y, dy = torch.func.jvp(model, (x,), (t,))
     v = [torch.randn_like(m) for m in y]
     (pulled,) = torch.autograd.grad(model(x.requires_grad_()), x, v)
-    torch.testing.assert_close(sum((a * b).sum() for a, b in zip(v, dy, strict=True)), (pulled * t).sum())
+    ahead = sum((a * b).sum() for a, b in zip(v, dy, strict=True))
+    torch.testing.assert_close(ahead, (pulled * t).sum(), rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize('deploy', [False, True], ids=['as trained', 'deployed'])

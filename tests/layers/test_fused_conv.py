@@ -83,6 +83,23 @@ def test_products_with_packed_matrices_are_few():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('size', [3, 50])
+@pytest.mark.parametrize('options', [dict(kernel_size=1), dict(kernel_size=5, padding=2, groups=24)])
+def test_weights_that_change_between_calls(options, size, dtype):
+    plain = nn.Conv2d(24, 24, **options).to(dtype)
+    conv, x = fused_conv(copy.deepcopy(plain)), torch.randn(1, 24, size, size).to(dtype)
+    before = conv(x)
+    conv.weight.mul_(-2)
+    changed = conv(x)
+    bias = conv.bias.view(-1, 1, 1)
+    torch.testing.assert_close(changed - bias, -2 * (before - bias), rtol=0.02, atol=0.05)
+    others = {name: tensor.clone() for name, tensor in plain.named_parameters()}
+    torch.testing.assert_close(torch.func.functional_call(conv, others, x), before)
+    torch.testing.assert_close(conv(x), changed)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
     'options',
     [
