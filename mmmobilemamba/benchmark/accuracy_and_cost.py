@@ -10,8 +10,7 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 
-from ..deploy import switch_to_deploy
-from ..engine import build_runner
+from ..engine import build_runner, deploy_for_test
 from ..evaluation.load import device_name, load_model
 from ..evaluation.resolution import SizeResult, scale_name, set_mode, set_test_scale
 from .complexity import measure_complexity
@@ -56,10 +55,9 @@ def evaluate_at(
     name = scale_name(scale)
     # Loggers and visualizers are shared between runs of one name.
     cfg.experiment_name = f'{cfg.get("experiment_name", "resolution")}_{name}_{mode}'
-    runner = build_runner(cfg)
-    runner.load_or_resume()
     if deploy:
-        switch_to_deploy(runner.model)
+        deploy_for_test(cfg)
+    runner = build_runner(cfg)
     metrics = {key: float(value) for key, value in runner.test().items()}
     return SizeResult(scale=scale, mode=mode, metrics=metrics, **measure_cost(runner, deploy, repeats))
 

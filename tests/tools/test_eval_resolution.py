@@ -41,7 +41,8 @@ def test_an_interrupted_run_goes_on(tmp_path, evaluate, seg_config, ade_root):
 
 def test_windows(tmp_path, evaluate, seg_config, ade_root):
     checkpoint = make_checkpoint(seg_config, CLASSES, tmp_path / 'x.pth')
-    options = ('--sizes', '96', '--mode', 'slide', '--repeats', 1)
+    seg_config.write_text(seg_config.read_text() + "custom_hooks = [dict(type='EMAHook')]\n")
+    options = ('--sizes', '96', '--mode', 'slide', '--repeats', 1, '--deploy')
     found, _ = evaluate(seg_config, checkpoint, '--data-root', ade_root, *options)
     assert found['96x192 slide']['gflops'] > 0
 
