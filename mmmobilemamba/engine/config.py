@@ -245,7 +245,7 @@ def enable_tta(cfg: Config) -> None:
     Raises:
         UserError: If the config has none.
     """
-    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    missing = [key for key in ('tta_model', 'tta_pipeline') if not cfg.get(key)]
     if missing:
         raise UserError(
             f'--tta needs {" and ".join(missing)} in the config; inherit or copy them from '
