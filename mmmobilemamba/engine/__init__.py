@@ -21,6 +21,7 @@ from .safeguards import add_safeguards
 from .seed_hook import SeedHook
 from .start import load_for_testing, load_for_training, resume_training
 from .strict_load_hook import StrictLoadHook
+from .stride_check_hook import StrideCheckHook
 from .whole_file_backend import WholeFileBackend
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     'FiniteLossHook',
     'SeedHook',
     'StrictLoadHook',
+    'StrideCheckHook',
     'WholeFileBackend',
     'add_config_arguments',
     'add_safeguards',

@@ -5,7 +5,7 @@ import logging
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-HOOKS = ('SeedHook', 'FiniteLossHook')
+HOOKS = ('SeedHook', 'StrideCheckHook', 'FiniteLossHook')
 # Schedules that may well end long before the training.
 WARM_UPS = ('Linear', 'Constant', 'Warmup')
 ENDLESS = 10**9  # as MMEngine's schedules are by default
@@ -14,7 +14,7 @@ ENDLESS = 10**9  # as MMEngine's schedules are by default
 def add_safeguards(cfg: Config) -> None:
     """Let a run survive interruptions, and stop before its weights are spoilt.
 
-    See :class:`SeedHook`, :class:`WholeFileBackend` and :class:`FiniteLossHook`.
+    See :class:`SeedHook`, :class:`WholeFileBackend`, :class:`StrideCheckHook` and :class:`FiniteLossHook`.
     """
     hooks = [h for h in cfg.get('custom_hooks') or [] if h.get('type') not in HOOKS]
     cfg.custom_hooks = [*hooks, *(dict(type=name) for name in HOOKS)]
