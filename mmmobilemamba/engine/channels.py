@@ -144,7 +144,7 @@ def _links(name: str, parent: dict[str, Any]) -> Iterator[Link]:
             if 'bbox_head' in parent:
                 yield Link(f'{name}.bbox_head.in_channels', parent['bbox_head'], 'in_channels', outputs)
         return
-    for key in ('decode_head', 'auxiliary_head'):
+    for key in ('decode_head', 'auxiliary_head', 'bbox_head', 'panoptic_head', 'rpn_head'):
         heads = parent.get(key) or []
         single = isinstance(heads, dict)
         for i, head in enumerate([heads] if single else heads):
@@ -180,3 +180,6 @@ def _head_links(name: str, head: dict[str, Any], channels: list[int]) -> Iterato
         ) from error
     if given is not None:
         yield Link(f'{name}.in_channels', head, 'in_channels', right)
+    if head.get('c1_in_channels'):
+        # DeepLabv3+ joins the first map in its decoder.
+        yield Link(f'{name}.c1_in_channels', head, 'c1_in_channels', channels[0])

@@ -76,6 +76,14 @@ def test_arch_needs_a_mobilemamba():
             'model.auxiliary_head.0.in_channels=368, which must be 272',
         ),
         (
+            dict(decode_head=dict(type='DepthwiseSeparableASPPHead', in_channels=368, c1_in_channels=256)),
+            'model.decode_head.c1_in_channels=256, which must be 144',
+        ),
+        (
+            dict(panoptic_head=dict(type='Mask2FormerHead', in_channels=[256, 512, 1024])),
+            r'model.panoptic_head.in_channels=\[256, 512, 1024\], which must be \[144, 272, 368\]',
+        ),
+        (
             dict(decode_head=dict(type='ASPPHead', in_channels=368, in_index=3)),
             'in_index=3, but the backbone gives 3 maps: in_index goes from 0 to 2',
         ),
