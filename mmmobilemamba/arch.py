@@ -93,8 +93,9 @@ class Arch:
         )
         require(
             'ssm_expansion',
-            isinstance(self.ssm_expansion, number) and self.ssm_expansion > 0,
-            'a number above 0',
+            # Of the narrowest global branch, 16 channels, something must be left.
+            isinstance(self.ssm_expansion, number) and 16 * self.ssm_expansion >= 1,
+            'a number of at least 1/16',
         )
         require('d_state', isinstance(self.d_state, int) and self.d_state > 0, 'an integer above 0')
         require(

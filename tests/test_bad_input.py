@@ -77,6 +77,10 @@ BACKBONE = [
     ),
     backbone('even kernel', dict(arch=dict(TINY, kernel_sizes=[3, 4, 3])), '(3, 4, 3)', 'three odd integers'),
     backbone('no state', dict(arch=dict(TINY, d_state=0)), 'd_state=0', 'an integer above 0'),
+    backbone('no width', dict(arch=dict(TINY, ssm_expansion=0.01)), 'ssm_expansion=0.01', 'at least 1/16'),
+    backbone(
+        'fraction', dict(arch=TINY, out_indices=(1.0, 2)), 'out_indices=(1.0, 2)', 'increasing integers'
+    ),
     backbone(
         'ratios of 1.2', dict(arch=dict(TINY, global_ratios=[1.2, 1, 1])), '1.2', 'three numbers in [0, 1]'
     ),

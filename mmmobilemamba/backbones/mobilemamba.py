@@ -124,7 +124,7 @@ class MobileMamba(BaseModule):
 
         self.stem = self._make_stem(in_channels, norm_cfg)
         rate = self.arch.drop_path_rate if drop_path_rate is None else drop_path_rate
-        rates = torch.linspace(0, rate, sum(self.arch.depths)).split(self.arch.depths)
+        rates = torch.linspace(0, rate, sum(self.arch.depths), device='cpu').split(self.arch.depths)
         self.num_stages = max(self.out_indices)
         for i in range(self.num_stages):
             downsample = Downsample(widths[i - 1], widths[i], norm_cfg) if i else nn.Identity()
@@ -146,7 +146,7 @@ class MobileMamba(BaseModule):
         if (
             not isinstance(out_indices, Sequence)
             or not out_indices
-            or any(i not in allowed for i in out_indices)
+            or any(not isinstance(i, int) or i not in allowed for i in out_indices)
             or any(a >= b for a, b in pairwise(out_indices))
         ):
             raise ValueError(
@@ -238,7 +238,7 @@ class MobileMamba(BaseModule):
 
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names, all of it or not at all; without it, keep the initial values."""
-        if self.init_cfg and self.init_cfg['type'] == 'Pretrained':
+        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
             if not self.init_cfg.get('checkpoint'):
                 raise UserError(
                     'init_cfg of type Pretrained names no checkpoint: add checkpoint=FILE, or '

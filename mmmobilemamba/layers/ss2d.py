@@ -81,11 +81,11 @@ class SS2D(nn.Module):
         return bidirectional_selective_scan(
             x.flatten(2),
             delta.flatten(2).unflatten(1, (2, inner)),
-            A.float(),
+            A,
             B,
             C,
-            D.float(),
-            delta_bias=delta_bias.float(),
+            D,
+            delta_bias=delta_bias,
             delta_softplus=True,
             backend=self.scan_backend,
         )
@@ -100,7 +100,7 @@ class SS2D(nn.Module):
         return (
             torch.cat((to_dt.flatten(0, 1), to_B_and_C.flatten(0, 1)))[..., None, None],
             torch.block_diag(*self.dt_proj_weight)[..., None, None],
-            -self.A_log.float().exp(),
+            -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp(),
             self.D,
             self.dt_proj_bias.flatten(),
         )

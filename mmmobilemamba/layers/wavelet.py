@@ -156,5 +156,6 @@ class WaveletConv(nn.Module):
         for level, conv in enumerate(self.convs):
             conv.weight.data = self._scaled_weight(level).detach()
             self.convs[level] = fused_conv(conv)
+        del self.scales  # as a module; None in its place would be one too, which not every visitor expects
         self.scales = None
         return self

@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from mmengine.analysis import get_model_complexity_info
 from mmengine.model import ExponentialMovingAverage
 from tiny import TINY, as_trained
+from torch import nn
 from torch.utils.data import DataLoader
 
 from mmmobilemamba import MobileMamba
@@ -35,6 +37,28 @@ def test_forward_mode_derivative(deploy):
     (pulled,) = torch.autograd.grad(model(x.requires_grad_()), x, v)
     ahead = sum((a * b).sum() for a, b in zip(v, dy, strict=True))
     torch.testing.assert_close(ahead, (pulled * t).sum(), rtol=1e-3, atol=1e-2)
+
+
+def test_without_memory():
+    with torch.device('meta'):
+        model = MobileMamba(TINY, drop_path_rate=0.1)
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize('deploy', [False, True], ids=['as trained', 'deployed'])
+def test_complexity_of_mmengine(model, deploy):
+    if deploy:
+        model.switch_to_deploy()
+    found = get_model_complexity_info(model, (3, 64, 64))
+    assert found['flops'] > 1e5 and 'stage1' in found['out_arch']
+
+
+def test_list_of_initial_values():
+    layers = [dict(type='Constant', layer='LayerNorm', val=3), dict(type='Constant', layer='Linear', val=1)]
+    model = MobileMamba(TINY, init_cfg=layers)
+    model.init_weights()
+    norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
+    assert norms and all((m.weight == 3).all() for m in norms)
 
 
 @pytest.mark.parametrize('deploy', [False, True], ids=['as trained', 'deployed'])
