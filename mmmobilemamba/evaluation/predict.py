@@ -11,6 +11,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ..engine.config_nodes import innermost_test_dataset, type_name
+from ..errors import UserError
 from .images import ImageError, ImageFile, read_image
 
 Prediction = tuple[ImageFile, np.ndarray, BaseDataElement]
@@ -60,8 +61,13 @@ def predict(
 
 
 def _test_pipeline(model: nn.Module) -> Callable[[dict], dict]:
-    steps = innermost_test_dataset(model.cfg).pipeline[1:]
-    loading = {'type': f'{model.cfg.default_scope}.LoadImageFromNDArray'}
+    first, *steps = innermost_test_dataset(model.cfg).pipeline
+    if 'LoadImageFromFile' not in type_name(first):
+        raise UserError(
+            f'The test pipeline begins with {type_name(first)!r}, which may read images in a way of its own. '
+            'Allowed is LoadImageFromFile: change the config, or use tools/test.py.'
+        )
+    loading = {**first, 'type': f'{model.cfg.default_scope}.LoadImageFromNDArray'}
     return Compose([loading, *(copy.deepcopy(s) for s in steps if 'Annotations' not in type_name(s))])
 
 

@@ -5,6 +5,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from tiny import CLASSES, make_checkpoint
 
 from mmmobilemamba.datasets import retarget
+from mmmobilemamba.errors import UserError
 from mmmobilemamba.evaluation.images import ImageFile
 from mmmobilemamba.evaluation.load import load_model
 from mmmobilemamba.evaluation.predict import predict
@@ -35,6 +36,17 @@ def test_types_that_are_classes_predict_the_same(tmp_path, cfg, det_config, coco
     )
     assert len(named) > 0
     torch.testing.assert_close(named.bboxes, classed.bboxes, rtol=0, atol=0)
+
+
+def test_other_ways_to_read_an_image(tmp_path, cfg, det_config, coco_root):
+    model = load_model(cfg, str(make_checkpoint(det_config, CLASSES, tmp_path / 'x.pth')))
+    image = ImageFile(coco_root / 'val2017/000000.jpg', 'x')
+    loading = model.cfg.test_dataloader.dataset.pipeline[0]
+    loading.to_float32 = True
+    assert len(next(predict(model, [image]))[2].pred_instances) > 0
+    loading.type = 'LoadMultiChannelImageFromFiles'
+    with pytest.raises(UserError, match="begins with 'LoadMultiChannelImageFromFiles'.*LoadImageFromFile"):
+        next(predict(model, [image]))
 
 
 def test_the_size_of_a_pipeline_of_classes(cfg):
