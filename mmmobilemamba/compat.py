@@ -17,7 +17,7 @@ def has_tangent(x: Tensor) -> bool:
 
     Operators that are registered with torch.library lose it without a word.
     """
-    return forward_ad.unpack_dual(x).tangent is not None
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 def find_mmseg_configs() -> None:

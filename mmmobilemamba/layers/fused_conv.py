@@ -107,10 +107,11 @@ class FusedConv2d(nn.Conv2d):
     def _runs_in_onednn(self, x: Tensor) -> bool:
         if is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled() or has_tangent(x):
             return False
+        dtype = x.dtype
         return (
             x.device.type == 'cpu'
-            and x.dtype == self.weight.dtype
-            and x.dtype in _onednn_dtypes()
+            and dtype == self._parameters['weight'].dtype
+            and dtype in _onednn_dtypes()
             and torch.backends.mkldnn.enabled
         )
 
@@ -124,7 +125,7 @@ class FusedConv2d(nn.Conv2d):
 
     def _forget_if_changed(self) -> None:
         """A change by ``weight.data.copy_()`` leaves no trace, and cannot be noticed."""
-        weight = self.weight
+        weight = self._parameters['weight']  # a third of the time that self.weight takes
         version = weight.data_ptr(), weight.is_inference() or weight._version
         if version != self._version:
             self._forget()
@@ -178,16 +179,16 @@ class FusedPointwiseConv2d(FusedConv2d):
         if not self._runs_in_onednn(x):
             return super().forward(x, add)
         self._forget_if_changed()
-        pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        packed = self._products.get(pixels)
-        if packed is None and self._takes(pixels):
+        x_ = x.permute(0, 2, 3, 1)
+        pixels = x_.shape[:3].numel()
+        product = self._products.get(pixels)
+        if product is None:
+            if not self._takes(pixels):
+                return super().forward(x, add)
             weight = self.weight.detach().flatten(1)
-            packed = self._products[pixels] = torch.ops.mkl._mkl_reorder_linear_weight(weight, pixels)
-        if packed is None:
-            return super().forward(x, add)
-        y = torch.ops.mkl._mkl_linear(
-            x.permute(0, 2, 3, 1), packed, self.weight.flatten(1), self.bias, pixels
-        ).permute(0, 3, 1, 2)
+            packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, pixels)
+            self._products[pixels] = product = packed, weight
+        y = torch.ops.mkl._mkl_linear(x_, *product, self._parameters['bias'], pixels).permute(0, 3, 1, 2)
         return ACTIVATIONS[self.activation](y) if add is None else y.add_(add)
 
     def _takes(self, pixels: int) -> bool:
@@ -200,7 +201,7 @@ class FusedPointwiseConv2d(FusedConv2d):
 
     def _forget(self) -> None:
         super()._forget()
-        self._products: dict[int, Tensor] = {}
+        self._products: dict[int, tuple[Tensor, Tensor]] = {}
 
 
 def fused_conv(conv: nn.Conv2d, activation: str = 'none') -> FusedConv2d:
