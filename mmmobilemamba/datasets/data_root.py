@@ -98,6 +98,7 @@ def make_palette(num_colours: int) -> list[tuple[int, int, int]]:
 def _retarget_coco(cfg: Config, root: Path) -> int:
     splits = {}
     for loader, dataset in _datasets(cfg):
+        _check_is_coco(loader, dataset)
         split = 'train' if loader == 'train_dataloader' else 'val'
         if split == 'val' and _validation_is_skipped(cfg):
             splits[split] = replace(CocoSplit.named(split), classes=splits['train'].classes)
@@ -115,6 +116,20 @@ def _retarget_coco(cfg: Config, root: Path) -> int:
     classes = next(iter(splits.values())).classes
     _log(root, classes, {name: split.num_images for name, split in splits.items()})
     return len(classes)
+
+
+def _check_is_coco(loader: str, dataset: dict[str, Any]) -> None:
+    # Segmentation alone does without MMDetection.
+    from mmdet.datasets import CocoDataset
+    from mmdet.registry import DATASETS
+
+    kind = dataset.type if isinstance(dataset.type, type) else DATASETS.get(dataset.type)
+    if kind is None or not issubclass(kind, CocoDataset):
+        raise UserError(
+            f'The {loader} of the config has a data set of type={dataset.type!r}; --data-root works with '
+            'CocoDataset and those derived from it. Take a config of COCO as the base, or set the paths of '
+            'this data set in the config and leave --data-root out.'
+        )
 
 
 def _set_coco_dataset(dataset: dict[str, Any], root: Path, split: CocoSplit) -> None:

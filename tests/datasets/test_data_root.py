@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmdet.datasets import CocoDataset, VOCDataset
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
@@ -175,6 +176,19 @@ class TestDetection:
         retarget(cfg, coco_root)
         cfg.train_dataloader.dataset.pipeline[1].with_mask = True
         with pytest.raises(UserError, match='no "segmentation".*ids 3'):
+            retarget(cfg, coco_root)
+
+    @pytest.mark.parametrize('kind', ['VOCDataset', 'mmdet.VOCDataset', VOCDataset, 'Unknown'])
+    def test_data_sets_that_are_not_of_coco_are_refused(self, coco_root, kind):
+        cfg = det_config()
+        leaf = dict(cfg.train_dataloader.dataset, type=kind)
+        cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=leaf)
+        with pytest.raises(
+            UserError, match='train_dataloader .* type=.*(VOC|Unknown).*works with CocoDataset'
+        ):
+            retarget(cfg, coco_root)
+        for kind in (CocoDataset, 'mmdet.CocoDataset', 'LVISV1Dataset'):
+            cfg.train_dataloader.dataset.dataset.type = kind
             retarget(cfg, coco_root)
 
     def test_what_the_data_set_will_leave_out_is_said(self, coco_root, monkeypatch):
