@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from ..errors import UserError
-from .layout import check_images, check_layout, duplicates, in_threads, list_files, shorten
+from .layout import Header, check_images, check_layout, duplicates, in_threads, list_files, shorten
 
 ADE_LAYOUT = """
 classes.txt              one class name per line; line i names the value i of the maps
@@ -101,9 +101,11 @@ def read_ade_split(root: Path, split: str, num_classes: int) -> AdeSplit:
             f'same name in {root / maps}: {shorten(missing)}. Add the maps or remove the images.'
         )
     pictures = [root / images / (stem + suffixes[0]) for stem in stems]
-    sizes = zip(pictures, check_images(pictures), strict=True)
+    headers = check_images(pictures)
     files = [root / maps / (stem + MAP_SUFFIX) for stem in stems]
-    found = in_threads(lambda x: _check_map(x[0], *x[1], num_classes), zip(files, sizes, strict=True))
+    found = in_threads(
+        lambda x: _check_map(*x, num_classes=num_classes), zip(files, pictures, headers, strict=True)
+    )
     _check_values(root / maps, set().union(*found), num_classes)
     print_log(
         f'{root}: all {len(stems)} {split} images are whole and have a label map of their size with '
@@ -113,7 +115,7 @@ def read_ade_split(root: Path, split: str, num_classes: int) -> AdeSplit:
     return AdeSplit(str(images), str(maps), suffixes[0], len(names))
 
 
-def _check_map(path: Path, image: Path, image_size: tuple[int, int], num_classes: int) -> set[int]:
+def _check_map(path: Path, image: Path, header: Header, num_classes: int) -> set[int]:
     """Refuse a label map that would go wrong; the values in it."""
     try:
         with Image.open(path) as file:
@@ -127,10 +129,10 @@ def _check_map(path: Path, image: Path, image_size: tuple[int, int], num_classes
             'values are the classes. Colours are no class numbers: write the number of its class for each '
             'colour.'
         )
-    if size != image_size:
+    if size != header.size:
         raise UserError(
             f'The label map {path} is {size[0]}x{size[1]} pixels, its image {image} '
-            f'{image_size[0]}x{image_size[1]}. They must be of one size.'
+            f'{header.size[0]}x{header.size[1]}. They must be of one size.{header.hint("the map")}'
         )
     unknown = [value for value, count in enumerate(counts) if count and num_classes < value < 255]
     if unknown:

@@ -250,14 +250,13 @@ def _check_image_files(folder: Path, images: list[dict]) -> None:
             'them there, or remove them from the annotation file.'
         )
     paths = [folder / name for name in names]
-    for image, path, size in zip(images, paths, check_images(paths), strict=True):
-        declared = (image['width'], image['height'])
-        # A camera's rotation tag swaps the sides when the picture is read.
-        if declared not in (size, size[::-1]):
+    for image, path, header in zip(images, paths, check_images(paths), strict=True):
+        size, declared = header.size, (image['width'], image['height'])
+        if declared != size:
             raise UserError(
                 f'{path} is {size[0]}x{size[1]} pixels, but its annotation file says '
                 f'{declared[0]}x{declared[1]}. Correct "width" and "height", and check that the boxes '
-                'were made for this size.'
+                f'were made for this size.{header.hint("the boxes")}'
             )
     print_log(
         f'{folder}: all {len(paths)} image files are there, whole, and of the size that is annotated; their '

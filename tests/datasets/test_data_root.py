@@ -7,6 +7,7 @@ import pytest
 from mmdet.datasets import CocoDataset, VOCDataset
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
+from PIL import ExifTags, Image
 
 from mmmobilemamba import engine
 from mmmobilemamba.datasets import check_data_exists, coco_layout, retarget
@@ -86,6 +87,14 @@ def edit_json(root: Path, change: Callable[[dict], None], split: str = 'train') 
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+
+
+def turn(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    with Image.open(path) as image:
+        image.load()
+    image.save(path, exif=exif)
 
 
 class TestDetection:
@@ -191,6 +200,26 @@ class TestDetection:
             cfg.train_dataloader.dataset.dataset.type = kind
             retarget(cfg, coco_root)
 
+    @pytest.mark.parametrize('orientation', [3, 6])
+    def test_turned_images_need_boxes_for_the_turned_image(self, coco_root, orientation):
+        turn(coco_root / 'train2017/000000.jpg', orientation)
+        if orientation == 6:
+            with pytest.raises(
+                UserError, match=r'is 72x64 .*says 64x72.*EXIF orientation \(6\).*make the boxes'
+            ):
+                retarget(det_config(), coco_root)
+            edit_json(coco_root, lambda c: c['images'][0].update(width=72, height=64))
+        cfg = retarget(det_config(), coco_root)
+        init_default_scope('mmdet')
+        first = DATASETS.build(cfg.train_dataloader.dataset)[0]
+        assert first['img'].shape == (first['height'], first['width'], 3)
+
+    def test_sides_that_are_swapped_without_a_turn_are_refused(self, coco_root):
+        edit_json(coco_root, lambda c: c['images'][0].update(width=72, height=64))
+        with pytest.raises(UserError, match='is 64x72 .*says 72x64') as caught:
+            retarget(det_config(), coco_root)
+        assert 'EXIF' not in str(caught.value)
+
     def test_what_the_data_set_will_leave_out_is_said(self, coco_root, monkeypatch):
         said = []
         monkeypatch.setattr(coco_layout, 'print_log', lambda text, logger: said.append(text))
@@ -218,6 +247,33 @@ class TestSegmentation:
             assert set(np.unique(labels)) == {0, 1, 2, 255}
         assert cfg.model.decode_head.num_classes == 3
         assert cfg.model.auxiliary_head[0].num_classes == 3
+
+    def test_turned_images_need_maps_for_the_turned_image(self, ade_root):
+        turn(ade_root / 'images/training/000.jpg', 6)
+        with pytest.raises(UserError, match=r'is 80x72 .* 72x80.*EXIF orientation \(6\).*make the map'):
+            retarget(seg_config(), ade_root)
+        path = ade_root / 'annotations/training/000.png'
+        Image.open(path).transpose(Image.Transpose.ROTATE_270).save(path)
+        cfg = retarget(seg_config(), ade_root)
+        init_default_scope('mmseg')
+        first = DATASETS.build(cfg.train_dataloader.dataset)[0]
+        assert first['inputs'].shape[1:] == first['data_samples'].gt_sem_seg.shape == (80, 72)
+
+    @pytest.mark.parametrize('value', [3, 9])
+    def test_images_behind_links_are_checked_as_they_are_trained_on(self, ade_root, value):
+        for kind, suffix in (('images', 'jpg'), ('annotations', 'png')):
+            away = ade_root / f'away/{kind}'
+            away.mkdir(parents=True)
+            (ade_root / f'{kind}/training/000.{suffix}').rename(away / f'000.{suffix}')
+            (ade_root / f'{kind}/training/link').symlink_to(away, target_is_directory=True)
+        Image.fromarray(np.full((72, 80), value, np.uint8)).save(ade_root / 'away/annotations/000.png')
+        if value == 9:
+            with pytest.raises(UserError, match='link/000.png holds 9'):
+                retarget(seg_config(), ade_root)
+        else:
+            cfg = retarget(seg_config(), ade_root)
+            init_default_scope('mmseg')
+            assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 4
 
     def test_testing_needs_no_training_split(self, ade_root):
         (ade_root / 'images/training').rename(ade_root / 'images/away')
