@@ -44,7 +44,7 @@ def read_coco_split(
 
     Args:
         root: The data set.
-        split: 'train' or 'val'.
+        split: 'train' or 'val'; what only the evaluation needs is asked of 'val' alone.
         with_masks: Whether every object needs a mask too.
         filter_cfg: What ``CocoDataset`` will leave out: ``filter_empty_gt``, ``min_size``.
 
@@ -62,6 +62,9 @@ def read_coco_split(
     classes = _check_categories(path, content['categories'])
     _check_images(path, content['images'])
     _check_annotations(path, content, with_masks)
+    _check_crowds(path, content['annotations'], needed=split == 'val')
+    if split == 'val':
+        _check_ids_for_evaluation(path, content)
     _check_boxes(path, content)
     _check_filter(path, content, filter_cfg or {})
     _check_image_files(root / place.image_folder, content['images'])
@@ -163,6 +166,33 @@ def _check_annotations(path: Path, content: dict[str, list[dict]], with_masks: b
                 f'but this config learns masks (ids {shorten(bad)}). Add the masks, or use a '
                 'config that needs boxes only.'
             )
+
+
+def _check_crowds(path: Path, annotations: list[dict], needed: bool) -> None:
+    # Training takes an object for a single one if nothing else is said, the evaluation fails then.
+    allowed = (0, 1) if needed else (0, 1, None)
+    bad = [a['id'] for a in annotations if a.get('iscrowd') not in allowed]
+    if bad:
+        raise UserError(
+            f'{len(bad)} of {len(annotations)} annotations of {path} have no "iscrowd" that is 0 or 1 (ids '
+            f"{shorten(bad)}). Write 0 for single objects and 1 for crowds; COCO's evaluation needs it."
+        )
+
+
+def _check_ids_for_evaluation(path: Path, content: dict[str, list[dict]]) -> None:
+    """Refuse ids that training takes, but pycocotools counts wrongly or fails on afterwards."""
+    _check_types(path, 'annotations', content['annotations'], 'id', int)
+    if any(a['id'] == 0 for a in content['annotations']):
+        raise UserError(
+            f'An annotation of {path} has the id 0, which stands for "no object" in COCO\'s evaluation: it '
+            'would count this object as missed even if it is found. Number the annotations from 1.'
+        )
+    kinds = sorted({type(image['id']).__name__ for image in content['images']})
+    if len(kinds) > 1:
+        raise UserError(
+            f"The ids in 'images' of {path} are partly {' and partly '.join(kinds)}, which COCO's "
+            'evaluation cannot sort. Use one type for all, in the image_id of the annotations as well.'
+        )
 
 
 def _check_boxes(path: Path, content: dict[str, list[dict]]) -> None:

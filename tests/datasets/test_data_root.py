@@ -89,6 +89,15 @@ def edit_json(root: Path, change: Callable[[dict], None], split: str = 'train') 
     path.write_text(json.dumps(content))
 
 
+def rename_image(content: dict, new: str) -> None:
+    """Give another id to the first image."""
+    old = content['images'][0]['id']
+    content['images'][0]['id'] = new
+    for annotation in content['annotations']:
+        if annotation['image_id'] == old:
+            annotation['image_id'] = new
+
+
 def turn(path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
@@ -186,6 +195,35 @@ class TestDetection:
         cfg.train_dataloader.dataset.pipeline[1].with_mask = True
         with pytest.raises(UserError, match='no "segmentation".*ids 3'):
             retarget(cfg, coco_root)
+
+    @pytest.mark.parametrize(
+        'change, words',
+        [
+            (
+                lambda c: c['annotations'][1].update(id=0),
+                'has the id 0.*missed.*Number the annotations from 1',
+            ),
+            (lambda c: c['annotations'][1].update(id='a'), "1 of 4 .* have a id that is no int: 'a'"),
+            (lambda c: rename_image(c, 'a'), "ids in 'images' .* partly int and partly str.*Use one type"),
+            (lambda c: c['annotations'][1].pop('iscrowd'), '1 of 4 .* no "iscrowd" that is 0 or 1 .ids 2'),
+            (lambda c: c['annotations'][1].update(iscrowd=None), 'no "iscrowd" that is 0 or 1'),
+        ],
+        ids=['id 0', 'text as id', 'ids of two types', 'no iscrowd', 'iscrowd null'],
+    )
+    def test_what_the_evaluation_needs_is_asked_of_what_is_evaluated(self, coco_root, change, words):
+        edit_json(coco_root, change, 'train')
+        cfg = retarget(det_config(), coco_root)
+        init_default_scope('mmdet')
+        instances = [x for i in DATASETS.build(cfg.train_dataloader.dataset) for x in i['instances']]
+        assert len(instances) == 8 and not any(x['ignore_flag'] for x in instances)
+        edit_json(coco_root, change, 'val')
+        with pytest.raises(UserError, match=words):
+            retarget(det_config(), coco_root)
+
+    def test_crowds_as_text_would_all_be_ignored(self, coco_root):
+        edit_json(coco_root, lambda c: [a.update(iscrowd='0') for a in c['annotations']])
+        with pytest.raises(UserError, match='8 of 8 .* no "iscrowd" that is 0 or 1'):
+            retarget(det_config(), coco_root)
 
     @pytest.mark.parametrize('kind', ['VOCDataset', 'mmdet.VOCDataset', VOCDataset, 'Unknown'])
     def test_data_sets_that_are_not_of_coco_are_refused(self, coco_root, kind):
