@@ -46,8 +46,11 @@ def find_images(inputs: Sequence[str]) -> tuple[list[ImageFile], list[str]]:
     for given in inputs:
         path = Path(given)
         if path.is_dir():
-            files = {path / name: name for name in list_files(path, IMAGE_SUFFIXES)}
-            problem = f'{given}: no image in this folder (files that end in {", ".join(IMAGE_SUFFIXES)})'
+            try:
+                files = {path / name: name for name in list_files(path, IMAGE_SUFFIXES)}
+                problem = f'{given}: no image in this folder (files that end in {", ".join(IMAGE_SUFFIXES)})'
+            except UserError as error:
+                files, problem = {}, f'{given}: {error}'
         elif path.is_file():
             files, problem = {path: path.name}, ''
         elif glob.has_magic(given):

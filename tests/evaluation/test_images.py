@@ -25,7 +25,10 @@ def test_names_are_unique_and_dead_inputs_are_told(tmp_path):
     (tmp_path / 'empty').mkdir()
     for name in ('a/x.jpg', 'a/x.png', 'a/sub/y.JPG', 'a/notes.txt'):
         (tmp_path / name).touch()
-    inputs = [tmp_path / 'a', tmp_path / 'a/*.png', tmp_path / 'empty', tmp_path / '*.gif', tmp_path / 'no']
+    (tmp_path / 'loop').mkdir()
+    (tmp_path / 'loop/link').symlink_to('.', target_is_directory=True)
+    inputs = [tmp_path / name for name in ('a', 'a/*.png', 'empty', '*.gif', 'no', 'loop')]
     files, problems = find_images(list(map(str, inputs)))
     assert [Path(f.name).as_posix() for f in files] == ['sub/y', 'x', 'x-2']
-    assert [p.split(': ')[1][:7] for p in problems] == ['no imag', 'no file', 'no such']
+    assert [p.split(': ')[1][:7] for p in problems[:3]] == ['no imag', 'no file', 'no such']
+    assert len(problems) == 4 and 'link is a link to a folder that it lies in' in problems[3]
