@@ -177,6 +177,11 @@ def _check_crowds(path: Path, annotations: list[dict], needed: bool) -> None:
             f'{len(bad)} of {len(annotations)} annotations of {path} have no "iscrowd" that is 0 or 1 (ids '
             f"{shorten(bad)}). Write 0 for single objects and 1 for crowds; COCO's evaluation needs it."
         )
+    if all(a.get('iscrowd') for a in annotations):
+        raise UserError(
+            f'All {len(annotations)} annotations of {path} have "iscrowd" 1. Crowds are neither learned nor '
+            'counted; write 0 for single objects, whatever form their masks have.'
+        )
 
 
 def _check_ids_for_evaluation(path: Path, content: dict[str, list[dict]]) -> None:

@@ -220,9 +220,13 @@ class TestDetection:
         with pytest.raises(UserError, match=words):
             retarget(det_config(), coco_root)
 
-    def test_crowds_as_text_would_all_be_ignored(self, coco_root):
-        edit_json(coco_root, lambda c: [a.update(iscrowd='0') for a in c['annotations']])
-        with pytest.raises(UserError, match='8 of 8 .* no "iscrowd" that is 0 or 1'):
+    @pytest.mark.parametrize(
+        'crowd, words',
+        [('0', '8 of 8 .* no "iscrowd" that is 0 or 1'), (1, 'All 8 annotations .* "iscrowd" 1')],
+    )
+    def test_crowds_that_would_all_be_ignored(self, coco_root, crowd, words):
+        edit_json(coco_root, lambda c: [a.update(iscrowd=crowd) for a in c['annotations']])
+        with pytest.raises(UserError, match=words):
             retarget(det_config(), coco_root)
 
     @pytest.mark.parametrize('kind', ['VOCDataset', 'mmdet.VOCDataset', VOCDataset, 'Unknown'])
