@@ -1,12 +1,10 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from golden import FOLDER, GOLDEN_VARIANTS, authors_state_dict
 from mmengine.runner import load_checkpoint
-from tiny import REPOSITORY, TINY
+from tiny import TINY
 
 from mmmobilemamba import MobileMamba, checkpoint
 from mmmobilemamba.checkpoint import (
@@ -143,22 +141,21 @@ def test_another_wavelet_is_refused(t2):
         MobileMamba('t2').load_state_dict(t2)
 
 
-def test_convert_checkpoint_tool(tmp_path, t2):
+def test_convert_checkpoint_tool(tmp_path, tool, t2, capsys):
     model = MobileMamba('t2')
     model.load_state_dict(t2)
     tensors = {f'backbone.{k}': v for k, v in model.state_dict().items()}
     tensors['neck.weight'] = torch.ones(2)
     source = save({'state_dict': tensors, 'meta': {}}, tmp_path / 'ours.pth')
-    command = [sys.executable, REPOSITORY / 'tools/convert_checkpoint.py', source, tmp_path / 'theirs.pth']
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    assert done.returncode == 0, done.stderr
+    tool('convert_checkpoint.py', source, 'theirs.pth')
     written = torch.load(tmp_path / 'theirs.pth', weights_only=True)['state_dict']
     assert torch.equal(written.pop('neck.weight'), torch.ones(2))
     assert set(written) == {
         f'backbone.{k}' for k in json.loads((FOLDER / 'keys_t2.json').read_text()) if not k.startswith('head')
     }
-    again = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    assert again.returncode == 2 and 'exists already' in again.stderr
+    with pytest.raises(SystemExit, match='2'):
+        tool('convert_checkpoint.py', source, 'theirs.pth')
+    assert 'exists already' in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="in the authors' layout already"):
         to_authors_checkpoint({'state_dict': written})
     with pytest.raises(CheckpointError, match='no MobileMamba found'):

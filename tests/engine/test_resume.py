@@ -12,6 +12,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import get_file_backend
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from tiny import REPOSITORY
 
@@ -34,6 +36,18 @@ class KilledAt(Hook):
         if runner.iter == self.iteration:
             os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+@HOOKS.register_module()
+class InterruptedAt(Hook):
+    """As by Ctrl-C in the given iteration, counted from 0."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter == self.iteration:
+            raise KeyboardInterrupt
 
 
 def inherit(base: Path, text: str) -> Path:
@@ -147,7 +161,9 @@ def test_detector_killed_in_mid_epoch(tmp_path, tool, det_config, coco_root, one
 def test_segmentor_interrupted_between_checkpoints(tmp_path, tool, seg_config, ade_root, one_thread):
     config = inherit(seg_config, SEGMENTATION)
     train = ('--data-root', ade_root, '--deterministic', '--work-dir')
-    train_until_killed(config, 4, *train, 'resumed', '--seed', 3)
+    interrupted = "custom_hooks = [*_base_.custom_hooks, dict(type='InterruptedAt', iteration=4)]\n"
+    with pytest.raises(KeyboardInterrupt):
+        tool('train.py', inherit(config, interrupted), *train, 'resumed', '--seed', 3)
     assert latest_checkpoint(Config(dict(work_dir='resumed'))) == 'resumed/iter_4.pth'
     tool('train.py', config, *train, 'straight', '--seed', 3)
     # The seed is that of the checkpoint.
