@@ -67,7 +67,7 @@ def resume_training(cfg: Config, resume: str | None) -> None:
 def _say_what_the_checkpoint_decides(cfg: Config, before: str) -> None:
     """MMEngine restores optimizer and schedulers with all their settings, whatever the config says."""
     now, before = _optimization(cfg.pretty_text), _optimization(before)
-    for name in before.keys() & now.keys():
+    for name in sorted(before.keys() & now.keys()):
         if now[name] != before[name]:
             print_log(
                 f'--resume goes on with {name} of the checkpoint, {before[name]}; what the config has now, '

@@ -25,5 +25,5 @@ train_cfg = _base_.demo_train_cfg
 optim_wrapper = dict(optimizer=dict(lr=_base_.demo_lr))
 param_scheduler = _base_.demo_param_scheduler
 default_hooks = _base_.demo_hooks
-# Its flips and scales are not for small digits.
+# No test-time augmentation: its flips and scales are not for small digits.
 tta_model = None
