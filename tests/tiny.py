@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmmobilemamba.arch import Arch
 from mmmobilemamba.datasets.data_root import set_num_classes
 
 REPOSITORY = Path(__file__).parent.parent
@@ -30,6 +31,35 @@ def as_trained(module: nn.Module) -> nn.Module:
         if 'scale' in name:
             parameter.data.normal_(0.5, 0.3)
     return module.eval()
+
+
+def build_retinanet(
+    arch: str | dict = 't2', out_indices=(1, 2, 3), num_classes: int = 3, strides=(8, 16, 32, 64), **options
+) -> nn.Module:
+    """A RetinaNet with a narrow neck and head of one level for each stride."""
+    init_default_scope('mmdet')
+    widths = Arch.create(arch).widths
+    anchors = dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1, ratios=[1.0])
+    return MODELS.build(
+        dict(
+            type='RetinaNet',
+            backbone=dict(type='MobileMamba', arch=arch, out_indices=out_indices, **options),
+            neck=dict(
+                type='EfficientViTFPN',
+                in_channels=[widths[i - 1] for i in out_indices],
+                out_channels=8,
+                num_outs=len(strides),
+            ),
+            bbox_head=dict(
+                type='RetinaHead',
+                num_classes=num_classes,
+                in_channels=8,
+                feat_channels=8,
+                stacked_convs=1,
+                anchor_generator=dict(**anchors, strides=strides),
+            ),
+        )
+    )
 
 
 def make_picture(rng: np.random.Generator, width: int, height: int):

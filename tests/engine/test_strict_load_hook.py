@@ -3,47 +3,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.model import BaseTTAModel
-from mmengine.registry import HOOKS, MODELS, init_default_scope
+from mmengine.registry import HOOKS
+from tiny import build_retinanet
 
 import mmmobilemamba.checkpoint as checkpoints
 from mmmobilemamba.checkpoint import CheckpointError, to_authors_layout
 from mmmobilemamba.engine.strict_load_hook import StrictLoadHook, fit_state_dict
 
 
-def build_detector(num_classes: int = 3, out_indices=(1, 2, 3)):
-    init_default_scope('mmdet')
-    channels = {1: 144, 2: 272, 3: 368}
-    return MODELS.build(
-        dict(
-            type='RetinaNet',
-            backbone=dict(type='MobileMamba', arch='t2', out_indices=out_indices),
-            neck=dict(
-                type='EfficientViTFPN',
-                in_channels=[channels[i] for i in out_indices],
-                out_channels=8,
-                num_outs=4,
-            ),
-            bbox_head=dict(
-                type='RetinaHead',
-                num_classes=num_classes,
-                in_channels=8,
-                feat_channels=8,
-                stacked_convs=1,
-                anchor_generator=dict(
-                    type='AnchorGenerator',
-                    octave_base_scale=4,
-                    scales_per_octave=1,
-                    ratios=[1.0],
-                    strides=[8, 16, 32, 64],
-                ),
-            ),
-        )
-    )
-
-
 @pytest.fixture(scope='module')
 def detector():
-    return build_detector()
+    return build_retinanet()
 
 
 @pytest.fixture
@@ -72,7 +42,7 @@ class TestFit:
         assert_same(fit_state_dict(detector, theirs), weights)
 
     def test_stages_that_are_not_built_are_dropped(self, weights):
-        small = build_detector(out_indices=(1, 2))
+        small = build_retinanet(out_indices=(1, 2))
         expected = {k: weights[k] for k in small.state_dict()}
         # A detector on two stages has no third lateral either.
         theirs = in_authors_layout({k: v for k, v in weights.items() if 'convs.2' not in k})
@@ -99,7 +69,7 @@ class TestFit:
             fit_state_dict(detector, backbone)
 
     def test_other_classes_are_refused_with_the_way_out(self, weights):
-        model = build_detector(num_classes=5)
+        model = build_retinanet(num_classes=5)
         with pytest.raises(CheckpointError, match='--reinit bbox_head.retina_cls$'):
             fit_state_dict(model, weights, reinit=())
         # Testing and resuming have no --reinit.
@@ -110,7 +80,7 @@ class TestFit:
 
 class TestReinit:
     def test_layers_keep_their_values(self, weights):
-        model = build_detector(num_classes=5)
+        model = build_retinanet(num_classes=5)
         fitted = fit_state_dict(model, weights, ['bbox_head.retina_cls'])
         own = model.state_dict()
         kept = {'bbox_head.retina_cls.weight', 'bbox_head.retina_cls.bias'}

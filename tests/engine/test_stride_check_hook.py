@@ -5,34 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.registry import MODELS, init_default_scope
-from tiny import TINY
+from tiny import TINY, build_retinanet
 from torch import nn
 
 from mmmobilemamba.engine.stride_check_hook import StrideCheckHook
 from mmmobilemamba.errors import UserError
-
-RIGHT = [8, 16, 32, 64]
-
-
-def build(strides=RIGHT, num_outs=4):
-    init_default_scope('mmdet')
-    anchors = dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1, ratios=[1.0])
-    return MODELS.build(
-        dict(
-            type='RetinaNet',
-            backbone=dict(type='MobileMamba', arch=TINY, frozen_stages=1),
-            neck=dict(type='EfficientViTFPN', in_channels=TINY['widths'], out_channels=8, num_outs=num_outs),
-            bbox_head=dict(
-                type='RetinaHead',
-                num_classes=2,
-                in_channels=8,
-                feat_channels=8,
-                stacked_convs=1,
-                anchor_generator=dict(**anchors, strides=strides),
-            ),
-        )
-    )
 
 
 def check(model: nn.Module) -> None:
@@ -40,7 +17,7 @@ def check(model: nn.Module) -> None:
 
 
 def test_right_strides_pass_and_the_model_stays_as_it_is():
-    model = build().train()
+    model = build_retinanet(TINY, frozen_stages=1).train()
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     check(nn.ModuleDict(dict(module=model)))
     assert modes == [m.training for m in model.modules()]
@@ -50,17 +27,17 @@ def test_right_strides_pass_and_the_model_stays_as_it_is():
 @pytest.mark.parametrize('strides', [[4, 8, 16, 32], [16, 32, 64, 128], [8, 16, 32, 32]])
 def test_others_are_refused(strides):
     with pytest.raises(UserError, match=r'bbox_head, .*is given maps of strides \[8, 16, 32, 64\]') as error:
-        check(build(strides))
+        check(build_retinanet(TINY, strides=strides))
     assert str(strides) in str(error.value) and 'which gives strides [16, 32, 64]' in str(error.value)
 
 
 def test_last_maps_of_one_pixel_and_rounded_strides_as_of_ssd():
-    check(build([8, 16, 32, 64, 107, 213, 640], num_outs=7))
+    check(build_retinanet(TINY, strides=[8, 16, 32, 64, 107, 213, 640]))
 
 
 @pytest.mark.parametrize('name', ['bbox_roi_extractor', 'semantic_roi_extractor'])
 def test_extractors(name):
-    model = build()
+    model = build_retinanet(TINY)
     extractor = nn.Identity()
     extractor.featmap_strides = [4, 8]
     model.add_module(name, extractor)
@@ -72,4 +49,4 @@ def test_extractors(name):
 
 
 def test_models_without_strides():
-    check(nn.ModuleDict(dict(backbone=build().backbone)))
+    check(nn.ModuleDict(dict(backbone=build_retinanet(TINY).backbone)))
