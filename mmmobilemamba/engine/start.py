@@ -84,11 +84,11 @@ def _optimization(config: str) -> dict[str, str]:
     except SyntaxError:  # it held an object that has no text, as configs made in Python may
         return {}
     values = {ast.unparse(s.targets[0]): s.value for s in statements if isinstance(s, ast.Assign)}
-    found = {name: values[name] for name in ('param_scheduler',) if name in values}
+    found = {'param_scheduler': values.get('param_scheduler')}
     for keyword in getattr(values.get('optim_wrapper'), 'keywords', ()):
         if keyword.arg in ('optimizer', 'paramwise_cfg'):
             found[f'optim_wrapper.{keyword.arg}'] = keyword.value
-    return {name: ast.unparse(value) for name, value in found.items()}
+    return {name: ast.unparse(value) for name, value in found.items() if value is not None}
 
 
 def load_for_testing(cfg: Config, checkpoint: str) -> None:

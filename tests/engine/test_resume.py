@@ -12,8 +12,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import get_file_backend
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from tiny import REPOSITORY
 
@@ -21,33 +19,6 @@ from mmmobilemamba import engine
 from mmmobilemamba.checkpoint import read_checkpoint
 from mmmobilemamba.engine import safeguards, start
 from mmmobilemamba.engine.start import latest_checkpoint
-
-KILLED_AT = """
-import os, signal
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-@HOOKS.register_module()
-class KilledAt(Hook):
-    def __init__(self, iteration):
-        self.iteration = iteration
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter == self.iteration:
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@HOOKS.register_module()
-class InterruptedAt(Hook):
-    """As by Ctrl-C in the given iteration, counted from 0."""
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if runner.iter == self.iteration:
-            raise KeyboardInterrupt
 
 
 def inherit(base: Path, text: str) -> Path:
@@ -57,19 +28,26 @@ def inherit(base: Path, text: str) -> Path:
     return config
 
 
-def train_until_killed(config: Path, iteration: int, *options) -> None:
-    """Run tools/train.py in a process that SIGKILL ends in the given iteration, counted from 0."""
-    (config.parent / 'killed_at.py').write_text(KILLED_AT)
-    deadly = inherit(
+def stopped(config: Path, iteration: int, by: signal.Signals) -> Path:
+    """The config with a signal to the process in the given iteration, counted from 0."""
+    return inherit(
         config,
-        "custom_imports = dict(imports=['mmmobilemamba', 'killed_at'])\n"
-        f"custom_hooks = [*_base_.custom_hooks, dict(type='KilledAt', iteration={iteration})]\n",
+        "custom_imports = dict(imports=['mmmobilemamba', 'stopped_at'])\n"
+        'custom_hooks = [*_base_.custom_hooks, '
+        f"dict(type='StoppedAt', iteration={iteration}, signal={int(by)})]\n",
     )
+
+
+def train_until_killed(config: Path, iteration: int, *options) -> None:
+    """Run tools/train.py in a process that SIGKILL ends in the given iteration."""
     env = dict(
         os.environ,
-        PYTHONPATH=os.pathsep.join([str(REPOSITORY), str(config.parent), os.environ.get('PYTHONPATH', '')]),
+        PYTHONPATH=os.pathsep.join(
+            map(str, [REPOSITORY, Path(__file__).parent, os.environ.get('PYTHONPATH', '')])
+        ),
         OMP_NUM_THREADS='1',
     )
+    deadly = stopped(config, iteration, signal.SIGKILL)
     command = [sys.executable, REPOSITORY / 'tools/train.py', deadly, *options]
     done = subprocess.run(
         [str(word) for word in command], cwd=config.parent, env=env, capture_output=True, text=True
@@ -161,9 +139,8 @@ def test_detector_killed_in_mid_epoch(tmp_path, tool, det_config, coco_root, one
 def test_segmentor_interrupted_between_checkpoints(tmp_path, tool, seg_config, ade_root, one_thread):
     config = inherit(seg_config, SEGMENTATION)
     train = ('--data-root', ade_root, '--deterministic', '--work-dir')
-    interrupted = "custom_hooks = [*_base_.custom_hooks, dict(type='InterruptedAt', iteration=4)]\n"
     with pytest.raises(KeyboardInterrupt):
-        tool('train.py', inherit(config, interrupted), *train, 'resumed', '--seed', 3)
+        tool('train.py', stopped(config, 4, signal.SIGINT), *train, 'resumed', '--seed', 3)
     assert latest_checkpoint(Config(dict(work_dir='resumed'))) == 'resumed/iter_4.pth'
     tool('train.py', config, *train, 'straight', '--seed', 3)
     # The seed is that of the checkpoint.
