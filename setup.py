@@ -82,7 +82,7 @@ setup(
         ],
         'cuda': ['mamba-ssm'],
         'demo': ['pycocotools', 'scikit-image>=0.19', 'scikit-learn>=1.0'],
-        'dev': ['hypothesis', 'pytest>=7', 'ruff'],
+        'dev': ['hypothesis', 'pytest>=7', 'pytest-xdist>=3.2', 'ruff'],
     },
     ext_modules=extensions,
     cmdclass=dict(build_py=BuildPy, **commands),

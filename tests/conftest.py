@@ -1,10 +1,12 @@
 import functools
 import runpy
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mmengine.config.utils as config_utils
 import pytest
+import torch
 from mmengine.config import config
 from mmengine.visualization import Visualizer
 from tiny import DET_CONFIG, REPOSITORY, SEG_CONFIG, make_ade, make_coco, write_config
@@ -31,6 +33,14 @@ def quick_configs():
 def built() -> None:
     if native.missing() is not None:
         pytest.skip('the library of CPU operators was not built')
+
+
+@pytest.fixture
+def set_num_threads() -> Iterator[Callable[[int], None]]:
+    """That of torch, undone after the test."""
+    threads = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

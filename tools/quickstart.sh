@@ -169,5 +169,6 @@ setup
 case $action in
     setup) say "ready: source $venv/bin/activate" ;;
     demo) demo ;;
-    test) python -m pytest "$@" ;;
+    # One thread each: they are many small computations.
+    test) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@" ;;
 esac

@@ -203,13 +203,11 @@ class Pictures(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize('start', ['fork', 'spawn'])
-def test_workers_of_data_loaders(model, start):
+def test_workers_of_data_loaders(model, start, set_num_threads):
     if start not in multiprocessing.get_all_start_methods():
         pytest.skip(f'this system cannot {start}')
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # forked workers of a process with OpenMP threads may hang
+    set_num_threads(1)  # forked workers of a process with OpenMP threads may hang
     pictures = Pictures(model)
     loader = DataLoader(pictures, batch_size=None, num_workers=1, multiprocessing_context=start)
     for i, features in enumerate(loader):
         torch.testing.assert_close(features, pictures[i])
-    torch.set_num_threads(threads)

@@ -96,12 +96,10 @@ def assert_ended_alike(straight: Path, resumed: Path, checkpoint: str, first: in
 
 
 @pytest.fixture
-def one_thread():
+def one_thread(set_num_threads):
     """As many threads as the process that is killed: the order of sums depends on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
 
 

@@ -31,6 +31,16 @@ def test_equals_conv2d(size, kernel_size, channels):
             torch.testing.assert_close(got.double(), want, **tolerance)
 
 
+def test_several_threads_give_the_same(built, set_num_threads):
+    # Enough pixels and channels that each of them gets a part.
+    x, weight = torch.randn(2, 40, 33, 50), torch.randn(40, 1, 5, 5)
+    results = []
+    for count in (1, 3):
+        set_num_threads(count)
+        results.append(gradients(depthwise_conv2d, x, weight))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
     x, weight = torch.randn(2, 20, 9, 6).to(dtype), torch.randn(20, 1, 5, 5).to(dtype)

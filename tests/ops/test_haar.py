@@ -41,6 +41,15 @@ def test_compiled_is_pytorch(registered, monkeypatch, size, dtype):
         torch.testing.assert_close(y, 4 * x, rtol=0, atol=16 * tolerance['atol'])
 
 
+def test_several_threads_give_the_same(registered, set_num_threads):
+    x = torch.randn(2, 40, 33, 50)  # enough that each of them gets a part
+    results = []
+    for count in (1, 3):
+        set_num_threads(count)
+        results.append((bands := haar_analysis(x), haar_synthesis(bands, 33, 50)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize('size', [(1, 1), (2, 2), (1, 6), (5, 3)])
 def test_gradients(size):
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)

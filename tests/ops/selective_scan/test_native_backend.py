@@ -71,17 +71,13 @@ def test_edges_of_tiles(native, channels, layout):
         check_against_reference(case, 'native', 5e-6)
 
 
-def test_several_threads_give_the_same(native):
+def test_several_threads_give_the_same(native, set_num_threads):
     case = Case(batch=2, channels=100, length=70, states=2, directions=2)
     tensors = case.tensors()
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            results.append(case.gradients(tensors, 'native'))
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 3):
+        set_num_threads(count)
+        results.append(case.gradients(tensors, 'native'))
     (y, grads), (again, grads_again) = results
     assert torch.equal(y, again)
     assert all(torch.equal(grads[name], grads_again[name]) for name in grads)
