@@ -122,12 +122,13 @@ def _cpu_formulas() -> dict[Any, Callable[..., int]]:
     def depthwise(x: tuple, weight: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
         return conv_flop_count(x, weight, out_shape)
 
-    def linear(x: tuple, packed: tuple, weight: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
-        return 2 * math.prod(out_shape) * weight[1]
+    def linear(x: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
+        return 2 * math.prod(out_shape) * x[-1]
 
     formulas = {
         ('mkldnn', '_convolution_pointwise'): convolution,
         ('mkl', '_mkl_linear'): linear,
+        ('mkldnn', '_linear_pointwise'): linear,
         ('mmmobilemamba', 'depthwise_conv2d'): depthwise,
     }
     native.missing()  # loads the library, before which its operators are not there

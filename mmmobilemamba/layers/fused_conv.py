@@ -17,7 +17,7 @@ MAX_SHAPES = 64
 @cache
 def _onednn_dtypes() -> tuple[torch.dtype, ...]:
     """Data types that this machine and this torch run fused convolutions in."""
-    needed = ('_convolution_pointwise', '_get_mkldnn_serialized_md')
+    needed = '_convolution_pointwise', '_linear_pointwise', '_get_mkldnn_serialized_md'
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, n) for n in needed):
         return ()
     bfloat16 = (torch.bfloat16,) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ()
@@ -62,6 +62,9 @@ class FusedConv2d(nn.Conv2d):
             y = ACTIVATIONS[self.activation](super().forward(x))
             return y if add is None else y + add
         self._forget_if_changed()
+        return self._compute(x, add)
+
+    def _compute(self, x: Tensor, add: Tensor | None) -> Tensor:
         weight = self._packed.get(x.shape)
         if weight is None:
             weight = self._pack(x.shape)
@@ -80,13 +83,16 @@ class FusedConv2d(nn.Conv2d):
         """
         if len(self._packed) >= MAX_SHAPES:
             self._packed, self._layouts = {}, {}
-        packed = torch.ops.mkldnn._reorder_convolution_weight(
-            self.weight.detach(), *self._geometry, list(shape)
-        )
+        packed = self._reordered_for(shape)
         layout = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
         # Returned as it is, for another thread may empty the two at any time.
         self._packed[shape] = packed = self._layouts.setdefault(layout, packed)
         return packed
+
+    def _reordered_for(self, shape: torch.Size) -> Tensor:
+        return torch.ops.mkldnn._reorder_convolution_weight(
+            self.weight.detach(), *self._geometry, list(shape)
+        )
 
     def chunk(self, *activations: str) -> list['FusedConv2d']:
         """Convolutions that each compute an equal share of the output channels; not if depth-wise."""
@@ -170,26 +176,38 @@ class FusedDepthwiseConv2d(FusedConv2d):
 
 
 class FusedPointwiseConv2d(FusedConv2d):
-    """The same for a 1x1 convolution, over few pixels by MKL, which does less besides the product."""
+    """The same for a 1x1 convolution, as a product of matrices, in float32 over few pixels by MKL.
+
+    OneDNN's matrix product is faster than its convolution, MKL does less besides the product.
+    """
 
     MAX_PIXELS = 2048
     MAX_PRODUCTS = 2  # each keeps another copy of the weights
 
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        if not self._runs_in_onednn(x):
-            return super().forward(x, add)
-        self._forget_if_changed()
-        x_ = x.permute(0, 2, 3, 1)
+    def _compute(self, x: Tensor, add: Tensor | None) -> Tensor:
+        x_, bias = x.permute(0, 2, 3, 1), self._parameters['bias']
         pixels = x_.shape[:3].numel()
         product = self._products.get(pixels)
-        if product is None:
-            if not self._takes(pixels):
-                return super().forward(x, add)
+        if product is None and self._takes(pixels):
             weight = self.weight.detach().flatten(1)
             packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, pixels)
             self._products[pixels] = product = packed, weight
-        y = torch.ops.mkl._mkl_linear(x_, *product, self._parameters['bias'], pixels).permute(0, 3, 1, 2)
-        return ACTIVATIONS[self.activation](y) if add is None else y.add_(add)
+        if product is not None:
+            y = torch.ops.mkl._mkl_linear(x_, *product, bias, pixels).permute(0, 3, 1, 2)
+            return ACTIVATIONS[self.activation](y) if add is None else y.add_(add)
+        rows = x_.flatten(0, 2)
+        weight = self._packed.get(rows.shape)
+        if weight is None:
+            weight = self._pack(rows.shape)
+        if add is None:
+            y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, self.activation, [], None)
+        else:
+            add = add.permute(0, 2, 3, 1).flatten(0, 2)
+            y = torch.ops.mkldnn._linear_pointwise.binary(rows, add, weight, bias, 'add')
+        return y.unflatten(0, x_.shape[:3]).permute(0, 3, 1, 2)
+
+    def _reordered_for(self, shape: torch.Size) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().flatten(1), shape[0])
 
     def _takes(self, pixels: int) -> bool:
         return (

@@ -91,9 +91,10 @@ def test_every_backend_counts_alike():
     assert len(counts) == 1
 
 
-def test_folding_removes_batch_norms_alone():
-    model = MobileMamba(SMALL).eval()
-    image = torch.rand(2, 3, 64, 96)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_folding_removes_batch_norms_alone(dtype):
+    model = MobileMamba(SMALL).eval().to(dtype)
+    image = torch.rand(2, 3, 64, 96, dtype=dtype)
     before = measure_complexity(model, image)
     switch_to_deploy(model)
     after = measure_complexity(model, image)

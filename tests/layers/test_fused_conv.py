@@ -65,7 +65,7 @@ def test_every_kind_is_the_plain_convolution(options, activation, dtype):
 
 @torch.no_grad()
 def test_products_with_packed_matrices_are_few():
-    """Of up to so many numbers of pixels; more of them, or more pixels, go without."""
+    """Of up to so many numbers of pixels; more of them, or more pixels, share what oneDNN packs."""
     if not fused_conv_module._has_mkl_linear():
         pytest.skip('this torch has no MKL')
     plain = nn.Conv2d(24, 48, 1)
@@ -77,7 +77,8 @@ def test_products_with_packed_matrices_are_few():
         add = torch.randn(1, 48, size, size)
         torch.testing.assert_close(conv(part, add=add), plain(part) + add, rtol=1e-4, atol=1e-5)
     assert list(conv._products) == [9, 16]
-    assert [shape[-1] for shape in conv._packed] == [50, 5, 6, 7, 8]
+    assert [rows for rows, _ in conv._packed] == [2500, 25, 36, 49, 64]
+    assert len(conv._layouts) == 1
     conv.load_state_dict({k: 2 * v for k, v in plain.state_dict().items()})
     torch.testing.assert_close(conv(x[..., :3, :3]), 2 * plain(x[..., :3, :3]), rtol=1e-4, atol=1e-5)
 
