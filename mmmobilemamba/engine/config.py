@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from ..datasets.layout import shorten
 from ..errors import UserError
 from .channels import check_channels, set_arch
-from .config_nodes import innermost_test_dataset
+from .config_nodes import innermost_test_dataset, type_name
 from .cpu_amp_optim_wrapper import DTYPES as CPU_AMP_DTYPES
 from .options import merge_options
 
@@ -109,7 +109,7 @@ def enable_amp(cfg: Config) -> None:
         raise UserError('--amp needs a CPU, a CUDA GPU, an NPU, an MLU or a MUSA GPU. Train without --amp.')
     amp = 'CPUAmpOptimWrapper' if device == 'cpu' else 'AmpOptimWrapper'
     options = cfg.optim_wrapper
-    wrapper = options.get('type', 'OptimWrapper')
+    wrapper = type_name(options) or 'OptimWrapper'
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', 'CPUAmpOptimWrapper'):
         raise UserError(f'--amp turns an OptimWrapper into an {amp}, but the config has a {wrapper}.')
     options.type = amp

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 
 from mmmobilemamba import engine
 from mmmobilemamba.engine import config as config_module
@@ -91,6 +92,13 @@ class TestTrainingOptions:
         cfg.optim_wrapper.dtype = 'float64'
         with pytest.raises(UserError, match='float64, but --amp on a CPU computes in bfloat16 or float16'):
             engine.enable_amp(cfg)
+
+    def test_amp_in_configs_whose_types_are_classes(self, monkeypatch):
+        monkeypatch.setattr(config_module, 'get_device', lambda: 'cpu')
+        cfg = simple_config()
+        cfg.optim_wrapper.type = OptimWrapper
+        engine.enable_amp(cfg)
+        assert cfg.optim_wrapper == dict(type='CPUAmpOptimWrapper', dtype='bfloat16')
 
     def test_amp_is_refused_where_there_is_none(self, monkeypatch):
         monkeypatch.setattr(config_module, 'get_device', lambda: 'mps')
