@@ -61,9 +61,11 @@ def check_strides(model: nn.Module) -> None:
 def _head_strides(detector: nn.Module) -> Iterator[tuple[str, list[float]]]:
     """Settings of heads and RoI extractors, by name, with the strides of their levels."""
     for name, module in detector.named_modules():
-        generator = getattr(module, 'prior_generator', None)
-        if hasattr(generator, 'strides'):
-            yield f'{name}, in its anchor or point generator,', [width for width, _ in generator.strides]
+        # The second is that of heads which shape their anchors: guided anchoring, SABL.
+        for generator in ('prior_generator', 'square_anchor_generator'):
+            strides = getattr(getattr(module, generator, None), 'strides', None)
+            if strides is not None:
+                yield f'{name}, in its anchor or point generator,', [width for width, _ in strides]
         # HTC's semantic extractor reads a map of its own.
         if hasattr(module, 'featmap_strides') and 'semantic' not in name:
             yield f'featmap_strides of {name}', module.featmap_strides

@@ -35,6 +35,14 @@ def test_last_maps_of_one_pixel_and_rounded_strides_as_of_ssd():
     check(build_retinanet(TINY, strides=[8, 16, 32, 64, 107, 213, 640]))
 
 
+def test_generators_of_heads_that_learn_their_anchors():
+    model = build_retinanet(TINY, strides=[4, 8, 16, 32])
+    model.bbox_head.square_anchor_generator = model.bbox_head.prior_generator
+    del model.bbox_head.prior_generator
+    with pytest.raises(UserError, match=r'bbox_head, in its anchor or point generator.*\[4, 8, 16, 32\]'):
+        check(model)
+
+
 @pytest.mark.parametrize('name', ['bbox_roi_extractor', 'semantic_roi_extractor'])
 def test_extractors(name):
     model = build_retinanet(TINY)
