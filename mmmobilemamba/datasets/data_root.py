@@ -17,6 +17,7 @@ from .coco_layout import CocoSplit, read_coco_split
 from .layout import shorten
 
 GOLDEN_RATIO = 0.618
+PLACE = ('data_root', 'ann_file', 'data_prefix')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -52,6 +53,7 @@ def retarget(cfg: Config, data_root: str | Path) -> Config:
         UserError: If the data set lacks files, or holds annotations that would go wrong unnoticed.
     """
     cfg = copy.deepcopy(cfg)
+    _check_none_are_joined(cfg)
     root = Path(data_root)
     scope = cfg.get('default_scope')
     if scope == 'mmdet':
@@ -95,6 +97,20 @@ def make_palette(num_colours: int) -> list[tuple[int, int, int]]:
     return palette
 
 
+def _check_none_are_joined(cfg: Config) -> None:
+    for loader in LOADERS:
+        places = {
+            '/'.join(str(dataset[key]) for key in PLACE if dataset.get(key))
+            for _, dataset in _datasets(cfg, [loader])
+        }
+        if len(places) > 1:
+            raise UserError(
+                f'The {loader} of the config joins {len(places)} data sets ({shorten(sorted(places))}), and '
+                '--data-root would make them one and the same. Set their paths in the config and leave '
+                '--data-root out.'
+            )
+
+
 def _retarget_coco(cfg: Config, root: Path) -> int:
     splits = {}
     for loader, dataset in _datasets(cfg):
@@ -120,15 +136,15 @@ def _retarget_coco(cfg: Config, root: Path) -> int:
 
 def _check_is_coco(loader: str, dataset: dict[str, Any]) -> None:
     # Segmentation alone does without MMDetection.
-    from mmdet.datasets import CocoDataset
+    from mmdet.datasets import CocoDataset, CocoPanopticDataset
     from mmdet.registry import DATASETS
 
     kind = dataset.type if isinstance(dataset.type, type) else DATASETS.get(dataset.type)
-    if kind is None or not issubclass(kind, CocoDataset):
+    if kind is None or not issubclass(kind, CocoDataset) or issubclass(kind, CocoPanopticDataset):
         raise UserError(
             f'The {loader} of the config has a data set of type={dataset.type!r}; --data-root works with '
-            'CocoDataset and those derived from it. Take a config of COCO as the base, or set the paths of '
-            'this data set in the config and leave --data-root out.'
+            'CocoDataset and those derived from it, panoptic ones excepted. Take a config of COCO as the '
+            'base, or set the paths of this data set in the config and leave --data-root out.'
         )
 
 
@@ -201,19 +217,48 @@ def _datasets(cfg: Config, loaders: Sequence[str] = LOADERS) -> Iterator[tuple[s
                     yield name, dataset
 
 
-def set_num_classes(node: Any, num_classes: int) -> int:
-    """Set ``num_classes`` everywhere below ``node`` and return how often."""
+def set_num_classes(node: Any, num_classes: int, before: int | None = None) -> int:
+    """Set the number of classes everywhere below ``node``, and the weights of the classes in losses.
+
+    Args:
+        node: A part of a config.
+        num_classes: The number.
+        before: What it was above ``node``.
+
+    Returns:
+        How often the number was set.
+
+    Raises:
+        UserError: If a loss weighs the classes that were before differently.
+    """
     if isinstance(node, list | tuple):
-        return sum(set_num_classes(item, num_classes) for item in node)
+        return sum(set_num_classes(item, num_classes, before) for item in node)
     if not isinstance(node, dict):
         return 0
-    count = int('num_classes' in node)
-    if count:
-        node['num_classes'] = num_classes
+    count = 0
+    # Mask2Former has the second name, beside that of panoptic segmentation's other classes.
+    for key in ('num_classes', 'num_things_classes'):
+        if key in node and not node.get('num_stuff_classes'):
+            before, node[key] = node[key], num_classes
+            count += 1
+    if before is not None and isinstance(node.get('class_weight'), list | tuple):
+        _fit_class_weights(node, num_classes, before)
     for key, value in node.items():
         if key not in ('backbone', 'neck', 'data_preprocessor'):
-            count += set_num_classes(value, num_classes)
+            count += set_num_classes(value, num_classes, before)
     return count
+
+
+def _fit_class_weights(loss: dict[str, Any], num_classes: int, before: int) -> None:
+    classes, no_object = list(loss['class_weight'][:before]), list(loss['class_weight'][before:])
+    if before == num_classes or len(classes) < before or len(no_object) > 1:
+        return
+    if len(set(classes)) > 1:
+        raise UserError(
+            f'The class_weight of a {loss.get("type")} in the config is for {before} classes, but the data '
+            f'have {num_classes}. Set it in the config to as many numbers.'
+        )
+    loss['class_weight'] = classes[:1] * num_classes + no_object
 
 
 def _log(root: Path, classes: tuple[str, ...], num_images: dict[str, int]) -> None:

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from mmmobilemamba import engine
 from mmmobilemamba.datasets import check_data_exists, coco_layout, retarget
-from mmmobilemamba.datasets.data_root import make_palette
+from mmmobilemamba.datasets.data_root import make_palette, set_num_classes
 from mmmobilemamba.errors import UserError
 
 LOAD_BOXES = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
@@ -242,6 +242,12 @@ class TestDetection:
             cfg.train_dataloader.dataset.dataset.type = kind
             retarget(cfg, coco_root)
 
+    def test_panoptic_data_sets_are_refused(self, coco_root):
+        cfg = det_config()
+        cfg.train_dataloader.dataset.type = 'CocoPanopticDataset'
+        with pytest.raises(UserError, match="type='CocoPanopticDataset'.*panoptic"):
+            retarget(cfg, coco_root)
+
     @pytest.mark.parametrize('orientation', [3, 6])
     def test_turned_images_need_boxes_for_the_turned_image(self, coco_root, orientation):
         turn(coco_root / 'train2017/000000.jpg', orientation)
@@ -367,6 +373,47 @@ def test_other_scopes_and_models_without_heads_are_refused(coco_root):
     cfg.default_scope = 'mmpretrain'
     with pytest.raises(UserError, match="default_scope='mmpretrain'"):
         retarget(cfg, coco_root)
+
+
+@pytest.mark.parametrize('key', ['ann_file', 'data_root'])
+def test_several_data_sets_joined_are_refused(coco_root, key):
+    cfg = det_config()
+    one = cfg.train_dataloader.dataset
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[one, dict(one)])
+    retarget(cfg, coco_root)
+    cfg.train_dataloader.dataset.datasets[1][key] = 'unlabeled'
+    with pytest.raises(UserError, match='train_dataloader .* joins 2 .*unlabeled.*leave --data-root out'):
+        retarget(cfg, coco_root)
+
+
+class TestSetNumClasses:
+    def test_weights_of_classes_go_along(self):
+        head = dict(
+            num_classes=3, loss=[dict(class_weight=[1.0, 1.0, 1.0, 0.1]), dict(class_weight=(2.0,) * 3)]
+        )
+        assert set_num_classes(head, 5) == set_num_classes(head, 5) == 1
+        assert head == dict(
+            num_classes=5, loss=[dict(class_weight=[1.0] * 5 + [0.1]), dict(class_weight=[2.0] * 5)]
+        )
+
+    def test_weights_made_for_the_data_are_kept_and_others_refused(self):
+        weights = [0.5, 1.0, 2.0]
+        head = dict(num_classes=150, loss=dict(type='Loss', class_weight=weights))
+        set_num_classes(head, 3)
+        assert head['loss']['class_weight'] == weights
+        with pytest.raises(UserError, match='class_weight of a Loss .* 3 classes.*have 5'):
+            set_num_classes(head, 5)
+
+    @pytest.mark.parametrize('stuff, things', [(0, 5), (53, 80)])
+    def test_heads_of_mask2former(self, stuff, things):
+        head = dict(
+            num_things_classes=80,
+            num_stuff_classes=stuff,
+            loss=dict(class_weight=[1.0] * (80 + stuff) + [0.1]),
+        )
+        assert set_num_classes(head, 5) == (stuff == 0)
+        assert head['num_things_classes'] == things
+        assert len(head['loss']['class_weight']) == things + stuff + 1
 
 
 def test_palette_has_different_colours():
