@@ -34,7 +34,7 @@ def stopped(config: Path, iteration: int, by: signal.Signals) -> Path:
         config,
         "custom_imports = dict(imports=['mmmobilemamba', 'stopped_at'])\n"
         'custom_hooks = [*_base_.custom_hooks, '
-        f"dict(type='StoppedAt', iteration={iteration}, signal={int(by)})]\n",
+        f"dict(type='StoppedAt', iteration={iteration}, number={int(by)})]\n",
     )
 
 
