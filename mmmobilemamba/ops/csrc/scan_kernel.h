@@ -171,7 +171,18 @@ struct Span {
         steps(p.L - start < kSteps ? p.L - start : kSteps), backwards(k == 1) {}
   long at(long j) const { return backwards ? steps - 1 - j : j; }
   long next_tile() const { return backwards ? tile - 1 : tile + 1; }
+  long tile_before() const { return backwards ? tile + 1 : tile - 1; }
 };
+
+// One of the kLanes or kSteps rows of a tile that comes next, on its way into the cache while another one is
+// computed: rows of channels, or of positions where those lie next to each other.
+static inline void fetch(const void* source, const View& view, long size, long start, long i) {
+  const char* const place = (const char*)source
+                            + size * (view.channel == 1 ? (start + i) * view.position
+                                                        : i * view.channel + start * view.position);
+  __builtin_prefetch(place);
+  if (size == sizeof(float)) __builtin_prefetch(place + 64);
+}
 
 // What direction k of one block of channels reads.
 template <typename T>
@@ -206,6 +217,8 @@ static void forward_block(const Scan& p, long image, long group, long channel, l
       load_tile(in.delta + span.start * p.delta.position, p.delta.channel, p.delta.position, lanes, span.steps,
                 delta);
       activate(delta, in.bias, p.softplus);
+      const bool more = i + 1 < p.tiles;
+      const long next = span.next_tile() * kSteps;
       for (long t = 0; t < kSteps; ++t)
         for (long v = 0; v < kVecs; ++v) y[t][v] = in.D[v] * u[t][v];
       for (long n = 0; n < p.N; ++n) {
@@ -215,6 +228,11 @@ static void forward_block(const Scan& p, long image, long group, long channel, l
         const float *B = in.B + n * p.L + span.start, *C = in.C + n * p.L + span.start;
         for (long j = 0; j < span.steps; ++j) {
           const long t = span.at(j);
+          if (n == 0 && more) {
+            fetch(u0, p.u, sizeof(T), next, t);
+            fetch(in.delta, p.delta, sizeof(T), next, t);
+            fetch(y0, p.u_like, sizeof(float), next, t);
+          }
           for (long v = 0; v < kVecs; ++v) {
             h[v] = exp_(delta[t][v] * A[v]) * h[v] + delta[t][v] * u[t][v] * B[t];
             y[t][v] += h[v] * C[t];
@@ -286,12 +304,21 @@ static void backward_block(const Scan& p, const ScanGradients& g, long image, lo
                 x.delta);
       load_tile(dy0 + start * g.y.position, g.y.channel, g.y.position, lanes, span.steps, x.gy);
       activate(x.delta, in.bias, p.softplus, x.slope);
-      for (long t = 0; t < kSteps; ++t)
+      const long next = span.tile_before() * kSteps;
+      for (long t = 0; t < kSteps; ++t) {
+        if (i > 0) {
+          fetch(u0, p.u, sizeof(T), next, t);
+          fetch(in.delta, p.delta, sizeof(T), next, t);
+          fetch(dy0, g.y, sizeof(float), next, t);
+          fetch(g.u + like, p.u_like, sizeof(float), next, t);
+          fetch(ddelta0, p.delta_like, sizeof(float), next, t);
+        }
         for (long v = 0; v < kVecs; ++v) {
           x.du[t][v] = in.D[v] * x.gy[t][v];
           dD[v] += x.u[t][v] * x.gy[t][v];
           x.ddelta[t][v] = Vec{};
         }
+      }
       for (long n = 0; n < p.N; ++n) {
         float* carried = g.states + (ik * p.N + n) * p.channels + channel;
         const long first = n * p.L + start;
