@@ -1,6 +1,5 @@
 """Parameters and multiply-adds of a model."""
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..layers import SS2D, WaveletConv
 from ..ops import native
@@ -75,7 +74,9 @@ def measure_complexity(
             for kind, hook in counts.hooks.items():
                 if isinstance(module, kind):
                     stack.callback(module.register_forward_hook(hook).remove)
-        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_cpu_formulas()))
+        # The counter knows PyTorch's own operators only.
+        stack.enter_context(native.avoided())
+        counter = stack.enter_context(FlopCounterMode(display=False))
         (forward or model)(*arguments)
     return Complexity(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -109,29 +110,3 @@ class _HookedCounts:
 
     def _count_batch_norm(self, _: _BatchNorm, __: Any, output: Tensor) -> None:
         self.batch_norm += output.numel()
-
-
-def _cpu_formulas() -> dict[Any, Callable[..., int]]:
-    """What depth-wise convolutions and the layers of a folded network call on a CPU."""
-
-    def convolution(x: tuple, *rest: Any, out_shape: tuple, **_: Any) -> int:
-        # (x, weight, bias, padding, …) or (x, add, weight, …)
-        weight = rest[0] if isinstance(rest[2], list) else rest[1]
-        return conv_flop_count(x, weight, out_shape)
-
-    def depthwise(x: tuple, weight: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
-        return conv_flop_count(x, weight, out_shape)
-
-    def linear(x: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
-        return 2 * math.prod(out_shape) * x[-1]
-
-    formulas = {
-        ('mkldnn', '_convolution_pointwise'): convolution,
-        ('mkl', '_mkl_linear'): linear,
-        ('mkldnn', '_linear_pointwise'): linear,
-        ('mmmobilemamba', 'depthwise_conv2d'): depthwise,
-    }
-    native.missing()  # loads the library, before which its operators are not there
-    operators = {getattr(getattr(torch.ops, space), name, None): f for (space, name), f in formulas.items()}
-    operators.pop(None, None)
-    return operators

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor
 
-from .conv_bn import DEFAULT_NORM, FFN, ConvBN, NormCfg, PointwiseConv2d, ResidualConvBN
+from .compiled import MIN_CHANNELS, CompiledModule, kernel_weights, product_weights
+from .conv_bn import DEFAULT_NORM, FFN, ConvBN, FusedFFN, NormCfg, PointwiseConv2d, ResidualConvBN
+from .fused_conv import FusedConv2d
 from .mrffi import MRFFI
 
 
@@ -34,6 +36,35 @@ class MobileMambaBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.ffn_out(self.dw_out(self.mixer(self.ffn_in(self.dw_in(x)))))
         return x + self.drop_path(y)
+
+    def fuse(self) -> 'FoldedBlock':
+        """The same for inference, which drops no paths."""
+        return FoldedBlock(self)
+
+
+class FoldedBlock(CompiledModule):
+    """A :class:`MobileMambaBlock` of folded layers."""
+
+    def _by_layers(self, x: Tensor) -> Tensor:
+        return x + self.ffn_out(self.dw_out(self.mixer(self.ffn_in(self.dw_in(x)))))
+
+    def _by_operator(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+        return torch.ops.mmmobilemamba.block(x, weights)
+
+    @property
+    def _has_operator(self) -> bool:
+        return self.mixer.has_operator
+
+    def _pack(self) -> list[Tensor]:
+        return (
+            _residual_weights(self.dw_in, self.ffn_in)
+            + _residual_weights(self.dw_out, self.ffn_out)
+            + self.mixer.operator_weights()
+        )
+
+
+def _residual_weights(dw: FusedConv2d, ffn: FusedFFN) -> list[Tensor]:
+    return kernel_weights(dw) + product_weights(ffn.expand, ffn.reduce)
 
 
 class SqueezeExcite(nn.Module):
@@ -83,3 +114,33 @@ class Downsample(nn.Sequential):
         self.merge = PatchMerging(in_channels, out_channels, norm_cfg)
         self.dw_out = ResidualConvBN(out_channels, norm_cfg)
         self.ffn_out = FFN(out_channels, norm_cfg)
+
+    def fuse(self) -> 'FoldedDownsample':
+        """The same for inference."""
+        return FoldedDownsample(self)
+
+
+class FoldedDownsample(CompiledModule):
+    """A :class:`Downsample` of folded layers."""
+
+    def _by_layers(self, x: Tensor) -> Tensor:
+        return self.ffn_out(self.dw_out(self.merge(self.ffn_in(self.dw_in(x)))))
+
+    def _by_operator(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+        return torch.ops.mmmobilemamba.downsample(x, weights)
+
+    @property
+    def _has_operator(self) -> bool:
+        return min(self.dw_in.in_channels, self.dw_out.in_channels) >= MIN_CHANNELS
+
+    def _pack(self) -> list[Tensor]:
+        expand, dw, se, project = self.merge
+        gate = [t.detach() for fc in (se.fc1, se.fc2) for t in (fc.weight.flatten(1), fc.bias)]
+        return (
+            _residual_weights(self.dw_in, self.ffn_in)
+            + _residual_weights(self.dw_out, self.ffn_out)
+            + product_weights(expand)
+            + kernel_weights(dw)
+            + gate
+            + product_weights(project)
+        )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import depthwise_conv2d
-from .fused_conv import FusedConv2d, fused_conv
+from .fused_conv import FusedConv2d
 
 NormCfg = dict[str, Any]
 DEFAULT_NORM: NormCfg = dict(type='BN', eps=1e-5)
@@ -85,7 +85,7 @@ class ConvBN(nn.Module):
 
     def fuse(self) -> FusedConv2d:
         """One convolution, with bias, that computes the same in evaluation mode."""
-        return fused_conv(fuse_conv_bn_eval(self.conv, self.bn))
+        return FusedConv2d(fuse_conv_bn_eval(self.conv, self.bn))
 
 
 class ResidualConvBN(ConvBN):

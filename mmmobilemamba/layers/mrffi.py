@@ -7,8 +7,9 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .compiled import MIN_CHANNELS, in_float32, kernel_weights, product_weights
 from .conv_bn import DEFAULT_NORM, ConvBN, DepthwiseConv2d, NormCfg
-from .fused_conv import FusedConv2d, fused_conv
+from .fused_conv import FusedConv2d
 from .ss2d import SS2D
 from .wavelet import WaveletConv
 
@@ -50,7 +51,7 @@ class MKDeConv(nn.Module):
     def fuse(self) -> nn.Sequential:
         """Both batch normalisations folded into the convolution before them."""
         return nn.Sequential(
-            fused_conv(fuse_conv_bn_eval(self.dwconv, self.bn1), 'relu'),
+            FusedConv2d(fuse_conv_bn_eval(self.dwconv, self.bn1), 'relu'),
             ChannelAffine(fuse_conv_bn_eval(self.pointwise, self.bn2)),
         )
 
@@ -138,3 +139,19 @@ class MRFFI(nn.Module):
         if isinstance(self.proj, FusedConv2d):
             return self.proj(mixed, add=x)
         return x + self.proj(mixed)
+
+    @property
+    def has_operator(self) -> bool:
+        """Whether the compiled operator for folded blocks computes one with this mixer."""
+        ss2d, wavelet = self.global_branch.ss2d, self.global_branch.wavelet
+        narrowest = min(ss2d.conv.in_channels, *(n for n in self.splits[:2] if n))
+        return narrowest >= MIN_CHANNELS and wavelet.is_haar_level and ss2d.has_operator
+
+    def operator_weights(self) -> list[Tensor]:
+        """Folded weights in the order in which that operator reads them."""
+        ss2d, wavelet = self.global_branch.ss2d, self.global_branch.wavelet
+        weights = ss2d.operator_weights() + wavelet.operator_weights() + product_weights(self.proj)
+        if self.local_branch is not None:
+            conv, affine = self.local_branch
+            weights += kernel_weights(conv) + in_float32(affine.weight.flatten(), affine.bias.flatten())
+        return weights

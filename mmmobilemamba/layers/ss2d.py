@@ -7,9 +7,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import bidirectional_selective_scan
+from ..ops import bidirectional_selective_scan, choose_backend
+from .compiled import in_float32, kernel_weights, packed, product_weights
 from .conv_bn import DEFAULT_NORM, ConvBN, DepthwiseConv2d, NormCfg, pointwise
-from .fused_conv import FusedConv2d, fused_conv
+from .fused_conv import FusedConv2d
+
+NORM_EPS = 1e-5  # as in csrc/folded.cpp
 
 
 class SS2D(nn.Module):
@@ -51,7 +54,7 @@ class SS2D(nn.Module):
         self.dt_proj_bias = nn.Parameter(0.1 * torch.rand(directions, inner))
         self.A_log = nn.Parameter(torch.zeros(directions * inner, d_state))
         self.D = nn.Parameter(torch.ones(directions * inner))
-        self.out_norm = nn.LayerNorm(inner)
+        self.out_norm = nn.LayerNorm(inner, NORM_EPS)
         self.out_proj = ConvBN(inner, channels, norm_cfg=norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +112,26 @@ class SS2D(nn.Module):
         """Let the convolutions take in the SiLUs, which calls for two input projections, and keep what
         the scan is given instead of the parameters that it comes from."""
         self.in_proj, self.gate_proj = self.in_proj.chunk('none', 'swish')
-        self.conv = fused_conv(self.conv, 'swish')
+        self.conv = FusedConv2d(self.conv, 'swish')
         self.scan_weights = nn.ParameterList(w.detach().to(self.D.dtype) for w in self._scan_weights())
         del self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, self.A_log, self.D
         return self
+
+    @property
+    def has_operator(self) -> bool:
+        """Whether the compiled backend is the one for maps in float32 or bfloat16 on a CPU."""
+        return choose_backend(self.scan_backend, 'cpu', torch.float32, self.d_state) == 'native'
+
+    def operator_weights(self) -> list[Tensor]:
+        """Folded weights in the order in which the compiled operator for blocks reads them."""
+        to_scan, to_delta, *of_scan = self.scan_weights
+        # The blocks of the diagonal, (2, R, D).
+        blocks = zip(to_delta.flatten(1).chunk(2), range(0, 2 * self.rank, self.rank), strict=True)
+        to_delta = torch.stack([rows[:, start : start + self.rank].t() for rows, start in blocks])
+        return (
+            in_float32(*(t.unflatten(0, (2, -1)) for t in of_scan), to_delta)
+            + product_weights(self.out_proj, self.in_proj, self.gate_proj)
+            + kernel_weights(self.conv)
+            + [packed(to_scan), torch.zeros(len(to_scan))]
+            + in_float32(self.out_norm.weight, self.out_norm.bias)
+        )

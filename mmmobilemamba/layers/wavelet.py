@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import depthwise_conv2d, haar_analysis, haar_synthesis
+from .compiled import in_float32
 from .conv_bn import DepthwiseConv2d
-from .fused_conv import fused_conv
+from .fused_conv import FusedConv2d
 
 
 def wavelet_filters(wavelet: str) -> tuple[Tensor, Tensor]:
@@ -133,6 +134,16 @@ class WaveletConv(nn.Module):
         return idwt2d(y, self.synthesis)[:, :, :height, :width]
 
     @property
+    def is_haar_level(self) -> bool:
+        """Whether it is one level of Haar, as the published networks have it."""
+        return self._is_haar and len(self.convs) == 1
+
+    def operator_weights(self) -> list[Tensor]:
+        """Folded kernels as the compiled operator for blocks reads them: (C/16, k, k, 4, 16)."""
+        kernels = self.convs[0].weight[:, 0]
+        return in_float32(kernels.unflatten(0, (4, -1, 16)).permute(1, 3, 4, 0, 2))
+
+    @property
     def _is_haar(self) -> bool:
         return self.analysis.shape[-1] == 2
 
@@ -155,7 +166,7 @@ class WaveletConv(nn.Module):
         """Fold the scales into the kernels."""
         for level, conv in enumerate(self.convs):
             conv.weight.data = self._scaled_weight(level).detach()
-            self.convs[level] = fused_conv(conv)
+            self.convs[level] = FusedConv2d(conv)
         del self.scales  # as a module; None in its place would be one too, which not every visitor expects
         self.scales = None
         return self

@@ -4,6 +4,7 @@ from .selective_scan import (
     available_backends,
     bidirectional_selective_scan,
     check_backend,
+    choose_backend,
     selective_scan,
 )
 
@@ -11,6 +12,7 @@ __all__ = [
     'available_backends',
     'bidirectional_selective_scan',
     'check_backend',
+    'choose_backend',
     'depthwise_conv2d',
     'haar_analysis',
     'haar_synthesis',

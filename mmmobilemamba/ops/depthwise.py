@@ -8,10 +8,6 @@ from torch import Tensor
 
 from . import native
 
-ACTIVATIONS = {'none': lambda x: x, 'relu': F.relu_, 'swish': lambda x: F.silu(x, inplace=True)}
-# As enum Activation in csrc/kernels.h.
-ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
-
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve every channel with its own kernel, as many pixels out as in.
@@ -33,13 +29,12 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
         x, weight, bias = (
             t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias)
         )
-    if runs_natively(x, weight):
+    if _runs_natively(x, weight):
         return _DepthwiseConv.apply(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
 
-def runs_natively(x: Tensor, weight: Tensor) -> bool:
-    """Whether the compiled operator takes these, x (B, C, H, W) and weight (C, 1, k, k)."""
+def _runs_natively(x: Tensor, weight: Tensor) -> bool:
     return (
         native.usable(x)
         and x.dtype == weight.dtype
@@ -54,7 +49,7 @@ class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return torch.ops.mmmobilemamba.depthwise_conv2d(x, weight, bias, 0)
+        return torch.ops.mmmobilemamba.depthwise_conv2d(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,7 +81,7 @@ def _operators_registered() -> bool:
     return True
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 

@@ -1,5 +1,7 @@
 """The compiled library of CPU operators: ``csrc``, built by setup.py where torch and a compiler are."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -29,15 +31,27 @@ def missing() -> str | None:
 
 
 def usable(x: Tensor) -> bool:
-    """Whether to compute with x there.
+    """Whether to compute with x there."""
+    return x.device.type == 'cpu' and not needs_plain_operators(x) and missing() is None
 
-    Compilers and exports get the plain operations, which they fuse, and forward-mode derivatives those that
-    have one.
+
+def needs_plain_operators(x: Tensor) -> bool:
+    """Whether PyTorch's own operators must compute with x, and no special ones of ours or of oneDNN.
+
+    Compilers and exports fuse the plain ones, forward-mode derivatives exist for them, and counts know them.
     """
-    return (
-        not is_compiling()
-        and not torch.jit.is_tracing()
-        and x.device.type == 'cpu'
-        and not has_tangent(x)
-        and missing() is None
-    )
+    return _avoided or is_compiling() or torch.jit.is_tracing() or has_tangent(x)
+
+
+_avoided = False
+
+
+@contextmanager
+def avoided() -> Iterator[None]:
+    """Compute by PyTorch's own operators meanwhile."""
+    global _avoided
+    before, _avoided = _avoided, True
+    try:
+        yield
+    finally:
+        _avoided = before

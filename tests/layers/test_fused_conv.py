@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmmobilemamba.layers import fused_conv as fused_conv_module
-from mmmobilemamba.layers.fused_conv import FusedConv2d, FusedPointwiseConv2d, fused_conv
+from mmmobilemamba.layers.fused_conv import FusedConv2d
 
 pytestmark = pytest.mark.skipif(
     torch.float32 not in fused_conv_module._onednn_dtypes(), reason='this torch has no fused convolutions'
@@ -52,7 +52,7 @@ def test_memory_is_bounded(monkeypatch):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_every_kind_is_the_plain_convolution(options, activation, dtype):
     plain = nn.Conv2d(40, 40, **options)
-    conv = fused_conv(copy.deepcopy(plain), activation).to(dtype)
+    conv = FusedConv2d(copy.deepcopy(plain), activation).to(dtype)
     act = dict(none=lambda x: x, relu=F.relu, swish=F.silu)[activation]
     eps = torch.finfo(dtype).eps
     for size in [(5, 7), (1, 1), (60, 70), (5, 7)]:
@@ -60,27 +60,6 @@ def test_every_kind_is_the_plain_convolution(options, activation, dtype):
         for memory in (x, x.to(memory_format=torch.channels_last), x.transpose(2, 3)):
             y = conv(memory.to(dtype)).float()
             torch.testing.assert_close(y, act(plain(memory)), rtol=8 * eps, atol=32 * eps)
-    assert isinstance(conv, FusedPointwiseConv2d) == (options['kernel_size'] == 1)
-
-
-@torch.no_grad()
-def test_products_with_packed_matrices_are_few():
-    """Of up to so many numbers of pixels; more of them, or more pixels, share what oneDNN packs."""
-    if not fused_conv_module._has_mkl_linear():
-        pytest.skip('this torch has no MKL')
-    plain = nn.Conv2d(24, 48, 1)
-    conv = fused_conv(copy.deepcopy(plain))
-    x = torch.randn(1, 24, 50, 50)
-    for size in (50, 3, 4, 5, 6, 7, 8):
-        part = x[..., :size, :size]
-        torch.testing.assert_close(conv(part), plain(part), rtol=1e-4, atol=1e-5)
-        add = torch.randn(1, 48, size, size)
-        torch.testing.assert_close(conv(part, add=add), plain(part) + add, rtol=1e-4, atol=1e-5)
-    assert list(conv._products) == [9, 16]
-    assert [rows for rows, _ in conv._packed] == [2500, 25, 36, 49, 64]
-    assert len(conv._layouts) == 1
-    conv.load_state_dict({k: 2 * v for k, v in plain.state_dict().items()})
-    torch.testing.assert_close(conv(x[..., :3, :3]), 2 * plain(x[..., :3, :3]), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -89,7 +68,7 @@ def test_products_with_packed_matrices_are_few():
 @pytest.mark.parametrize('options', [dict(kernel_size=1), dict(kernel_size=5, padding=2, groups=24)])
 def test_weights_that_change_between_calls(options, size, dtype):
     plain = nn.Conv2d(24, 24, **options).to(dtype)
-    conv, x = fused_conv(copy.deepcopy(plain)), torch.randn(1, 24, size, size).to(dtype)
+    conv, x = FusedConv2d(copy.deepcopy(plain)), torch.randn(1, 24, size, size).to(dtype)
     before = conv(x)
     conv.weight.mul_(-2)
     changed = conv(x)
@@ -113,6 +92,5 @@ def test_weights_that_change_between_calls(options, size, dtype):
     ],
 )
 def test_other_geometries_are_kept(options):
-    """Those that the operators for depth-wise and 1x1 convolutions do not compute."""
     plain, x = nn.Conv2d(32, 32, **options), torch.randn(1, 32, 9, 8)
-    torch.testing.assert_close(fused_conv(copy.deepcopy(plain))(x), plain(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(FusedConv2d(copy.deepcopy(plain))(x), plain(x), rtol=1e-4, atol=1e-5)

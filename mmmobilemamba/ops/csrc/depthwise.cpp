@@ -20,15 +20,12 @@ void check(const at::Tensor& x, int64_t k) {
   TORCH_CHECK(k == 3 || k == 5 || k == 7, "depthwise: kernels of ", k, " pixels are not supported");
 }
 
-// weight: (C, 1, k, k); read without a copy where the channels lie next to each other in memory.
-at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight,
-                       const std::optional<at::Tensor>& bias, int64_t activation) {
+at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
   const long k = weight.size(-1), C = x.size(1);
   check(x, k);
   TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
               "depthwise: expected float32 or bfloat16, given is ", x.scalar_type());
   TORCH_CHECK(C >= 16, "depthwise: fewer than 16 channels");
-  TORCH_CHECK(activation >= 0 && activation <= 2, "depthwise: unknown activation ", activation);
   TORCH_CHECK(weight.sizes() == at::IntArrayRef({C, 1, k, k}) && (!bias || bias->sizes() == at::IntArrayRef({C})),
               "depthwise: the weights or the bias do not fit to ", C, " channels");
   const at::Tensor in = x.contiguous(kChannelsLast);
@@ -36,7 +33,7 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight,
   const at::Tensor b = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
   const at::Tensor y = at::empty(x.sizes(), x.options().memory_format(kChannelsLast));
   const Depthwise p{x.size(0), C, x.size(2), x.size(3), k, in.const_data_ptr(), w.const_data_ptr<float>(),
-                    bias ? b.const_data_ptr<float>() : nullptr, y.data_ptr(), Activation(activation)};
+                    bias ? b.const_data_ptr<float>() : nullptr, y.data_ptr(), Activation::kNone, C, C};
   const auto rows = x.scalar_type() == at::kFloat ? kernels().depthwise : kernels().depthwise_bfloat16;
   const long grain = std::max(1L, 65536 / std::max(1L, p.W * C * k * k));
   at::parallel_for(0, p.images * p.H, grain, [&](int64_t begin, int64_t end) { rows(p, begin, end); });
@@ -61,7 +58,7 @@ at::Tensor weight_gradient(const at::Tensor& grad, const at::Tensor& x, int64_t 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
-  library.def("depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int activation) -> Tensor");
+  library.def("depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   library.def("depthwise_weight_gradient(Tensor grad, Tensor x, int kernel_size) -> Tensor");
 }
 

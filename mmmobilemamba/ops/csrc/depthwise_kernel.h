@@ -1,30 +1,11 @@
-// Depth-wise convolutions in channels-last memory, stride 1 and as many pixels out as in, and the gradient of
-// their weights.
+// Depth-wise convolutions in channels-last memory, padded so that all pixels lie in the middle of a window, and the
+// gradient of their weights at stride 1.
+
+#pragma once
 
 #include "vectors.h"
 
 namespace {
-
-typedef unsigned short ShortVec __attribute__((vector_size(2 * VECTOR_WIDTH)));
-
-static inline Vec load_vec(const Bfloat16* p) {
-  ShortVec x;
-  __builtin_memcpy(&x, p, sizeof x);
-  return (Vec)(__builtin_convertvector(x, IntVec) << 16);
-}
-
-static inline void store_vec(Bfloat16* p, Vec x) {
-  const IntVec bits = (IntVec)x, odd = (bits >> 16) & 1;
-  const IntVec rounded = ((bits + 0x7fff + odd) >> 16) & 0xffff;
-  const ShortVec y = __builtin_convertvector(x == x ? rounded : IntVec{} + 0x7fc0, ShortVec);
-  __builtin_memcpy(p, &y, sizeof y);
-}
-
-static inline Vec activated(Vec x, Activation activation) {
-  if (activation == Activation::kRelu) return x < Vec{} ? Vec{} : x;
-  if (activation == Activation::kSwish) return x / (1.0f + exp_(-x));
-  return x;
-}
 
 // One row of y and the window of rows of x that it sees, some of which may lie outside the image.
 template <typename T>
@@ -35,52 +16,61 @@ struct Row {
   long top, bottom;  // rows top ... bottom - 1 of the window lie in the image
 };
 
-// kWidth channels of n pixels that see columns left ... right - 1 of the window.
-template <long k, long n, typename T>
-static inline void convolve(const Row<T>& row, long x, long channel, long left, long right) {
+// kWidth channels of n pixels from x on, `step` pixels of the window apart; at an edge the window goes beyond it.
+template <long k, long step, long n, bool edge, typename T>
+static inline void convolve(const Row<T>& row, long x, long channel) {
   const Depthwise& p = row.p;
-  const T* const in = row.in + (x - k / 2) * p.C + channel;
-  const float* const weight = p.weight + channel;
+  constexpr long kColumns = (n - 1) * step + k;
+  const long first = x * step - k / 2;
+  const T* in = row.in + (row.top * p.W + first) * p.x_stride + channel;
+  const float* weight = p.weight + row.top * k * p.C + channel;
   Vec y[n];
   for (long q = 0; q < n; ++q) y[q] = p.bias ? load_vec(p.bias + channel) : Vec{};
-  for (long i = row.top; i < row.bottom; ++i)
-    for (long j = left; j < right; ++j) {
-      const Vec w = load_vec(weight + (i * k + j) * p.C);
-      for (long q = 0; q < n; ++q) y[q] += w * load_vec(in + (i * p.W + j + q) * p.C);
+  for (long i = row.top; i < row.bottom; ++i, in += p.W * p.x_stride) {
+    Vec window[kColumns];
+    for (long m = 0; m < kColumns; ++m)
+      window[m] = !edge || (first + m >= 0 && first + m < p.W) ? load_vec(in + m * p.x_stride) : Vec{};
+    for (long j = 0; j < k; ++j, weight += p.C) {
+      const Vec w = load_vec(weight);
+      for (long q = 0; q < n; ++q) y[q] += w * window[q * step + j];
     }
-  for (long q = 0; q < n; ++q) store_vec(row.out + (x + q) * p.C + channel, activated(y[q], p.activation));
+  }
+  for (long q = 0; q < n; ++q) store_vec(row.out + (x + q) * p.y_stride + channel, activated(y[q], p.activation));
 }
 
-template <long k, typename T>
+template <long k, long step, typename T>
 static void convolve_row(const Row<T>& row) {
   const Depthwise& p = row.p;
-  constexpr long kPixels = 4, kCached = 4096 / (k * k) / kWidth * kWidth;  // channels whose weights stay there
+  constexpr long kPixels = 4;
+  constexpr long kCached = 4096 / (k * k) / kWidth * kWidth;  // channels whose weights stay in the cache
   for (long begin = 0; begin < p.C; begin += kCached) {
     const long end = begin + kCached < p.C ? begin + kCached : p.C;
-    for (long x = 0; x < p.W;) {
-      const bool inside = x >= k / 2 && x + kPixels + k / 2 <= p.W;
-      const long left = x < k / 2 ? k / 2 - x : 0, right = p.W - x < k / 2 + 1 ? p.W - x + k / 2 : k;
+    for (long from = 0, width = p.out_W(); from < width; from += kPixels) {
+      // The last pixels may repeat those before them, as the last vector of channels does.
+      const long x = from + kPixels <= width ? from : width - kPixels;
+      const bool edge = x * step < k / 2 || (x + kPixels - 1) * step + k / 2 >= p.W;
       for (long c = begin; c < end; c += kWidth) {
-        // The last vector goes over channels of the one before it again.
         const long channel = c + kWidth <= p.C ? c : p.C - kWidth;
-        if (inside) convolve<k, kPixels>(row, x, channel, 0, k);
-        else convolve<k, 1>(row, x, channel, left, right);
+        if (x < 0)
+          for (long q = 0; q < width; ++q) convolve<k, step, 1, true>(row, q, channel);
+        else if (edge) convolve<k, step, kPixels, true>(row, x, channel);
+        else convolve<k, step, kPixels, false>(row, x, channel);
       }
-      x += inside ? kPixels : 1;
     }
   }
 }
 
-// p.C is at least kWidth.
+// p.C is at least kWidth; p.step is 1, or 2 where p.k is 3.
 template <typename T>
 static void convolve_rows(const Depthwise& p, long begin, long end) {
   for (long i = begin; i < end; ++i) {
-    const long y = i % p.H, half = p.k / 2, size = p.W * p.C;
-    const Row<T> row{p, (const T*)p.x + (i - half) * size, (T*)p.y + i * size, y < half ? half - y : 0,
+    const long height = p.out_H(), y = i % height * p.step, half = p.k / 2;
+    const Row<T> row{p, (const T*)p.x + (i / height * p.H + y - half) * p.W * p.x_stride,
+                     (T*)p.y + (i - p.y_row) * p.out_W() * p.y_stride, y < half ? half - y : 0,
                      p.H - y < half + 1 ? p.H - y + half : p.k};
-    if (p.k == 3) convolve_row<3>(row);
-    else if (p.k == 5) convolve_row<5>(row);
-    else convolve_row<7>(row);
+    if (p.k == 3) p.step == 1 ? convolve_row<3, 1>(row) : convolve_row<3, 2>(row);
+    else if (p.k == 5) convolve_row<5, 1>(row);
+    else convolve_row<7, 1>(row);
   }
 }
 

@@ -1,7 +1,7 @@
 // What the operators, which know PyTorch, hand to the kernels, which do not.
 //
-// kernels.cpp, kernels_avx2.cpp and kernels_avx512.cpp compile scan_kernel.h and depthwise_kernel.h for their
-// instruction sets. What they compile must not be shared with files for other ones: no std::, no ATen.
+// kernels.cpp, kernels_avx2.cpp and kernels_avx512.cpp compile the *_kernel.h for their instruction
+// sets. What they compile must not be shared with files for other ones: no std::, no ATen.
 
 #pragma once
 
@@ -14,12 +14,21 @@ struct View {
   long image, direction, channel, position;  // strides in elements
 };
 
+// What the scan reads instead of Δ, B and C where they are all projections of u: rows (image, L, `stride`) of `rank`
+// numbers for each direction, whose product with to_delta (K, rank, D) is Δ, then B (N) and C (N) for each.
+struct Projected {
+  long rank, stride;
+  const void* rows;
+  const float* to_delta;
+};
+
 // Channels come in blocks of kLanes that do not cross a group: `blocks` per group, `parts` in all.
 struct Scan {
   long images, K, G, N, L, channels, tiles, blocks, parts;
   bool softplus;
   View u, delta, u_like, delta_like;  // *_like: strides of float32 tensors laid out as u and delta
   const float *A, *B, *C, *D, *bias;  // (K, D, N); (image, K, G, N, L) twice; (K, D) or null twice
+  Projected projected;                // rows null where delta, B and C are given
   float* states;                      // (image, K, tiles, N, D): the states that enter the tiles
   float* y;
 };
@@ -33,13 +42,59 @@ struct ScanGradients {
 
 enum class Activation : long { kNone, kRelu, kSwish };
 
-// y = activation(conv(x) + bias): x and y (images, H, W, C), weight (k, k, C), bias (C) or null.
+// y = activation(conv(x) + bias): x (images, H, W, C), y (images, out_H(), out_W(), C), weight (k, k, C), bias (C)
+// or null.
 struct Depthwise {
   long images, C, H, W, k;
   const void* x;
   const float *weight, *bias;
   void* y;
   Activation activation;
+  long x_stride, y_stride;  // from one pixel to the next in memory
+  long y_row = 0;           // that y begins with, of the images * out_H()
+  long step = 1;            // pixels of x from one of y to the next
+  long out_H() const { return (H + step - 1) / step; }
+  long out_W() const { return (W + step - 1) / step; }
+};
+
+// One level of Haar, depth-wise convolutions of the four bands, and the inverse: blocks of kChannels channels.
+struct Wavelets {
+  long images, H, W, k;
+  const void* x;  // (images, H, W, …)
+  long x_stride;
+  const float* weight;  // (blocks, k, k, 4, kChannels)
+  void* y;
+  long y_stride;
+  static constexpr long kChannels = 16;
+  long bands() const { return (H + 1) / 2 * ((W + 1) / 2) * 4 * kChannels; }  // numbers
+};
+
+// y = activation(x · weight + bias + add): rows of K numbers in, of N numbers out.
+struct Product {
+  long K, N;
+  const void* x;
+  const float *weight, *bias;  // packed by pack_product; bias may be null
+  const void* add[2];          // each may be null
+  void* y;
+  Activation activation;
+  long x_stride, add_stride, y_stride;  // from one row to the next
+};
+
+// y = relu(x · weight + bias): rows of C numbers; weight and bias may be null.
+struct Affine {
+  long C;
+  const void* x;
+  const float *weight, *bias;
+  void* y;
+  long x_stride, y_stride;
+};
+
+// y *= layer_norm(x): rows of C numbers.
+struct NormGate {
+  long C;
+  const float *x, *weight, *bias;
+  float eps;
+  void* y;
 };
 
 // dL/dweight (C, k, k) from dL/dy and x (images, H, W, C).
@@ -59,20 +114,35 @@ struct Kernels {
   using ScanBackward = void(const Scan&, const ScanGradients&, long image, long group, long channel, long lanes,
                             long part);
   ScanBackward *scan_backward, *scan_backward_bfloat16;
-  // Rows begin ... end - 1 of the images * H.
+  // Rows begin ... end - 1 of the images * out_H().
   void (*depthwise)(const Depthwise&, long begin, long end);
   void (*depthwise_bfloat16)(const Depthwise&, long begin, long end);
   void (*depthwise_gradient)(const DepthwiseGradient&, long channel, float* room);
+  // One block of channels of one image; room for twice the bands.
+  void (*wavelets)(const Wavelets&, long image, long block, float* room);
+  void (*wavelets_bfloat16)(const Wavelets&, long image, long block, float* room);
+  // Rows row ... last - 1 and panels begin ... end - 1, each of `panel` columns.
+  void (*product)(const Product&, long row, long last, long begin, long end);
+  long panel;
+  void (*pack_product)(const float* weight, long N, long K, float* packed);
+  void (*finish_bfloat16)(const Product&, const float* product, long rows);
+  void (*affine_relu)(const Affine&, long rows);
+  void (*affine_relu_bfloat16)(const Affine&, long rows);
+  void (*norm_gate)(const NormGate&, long rows);
+  void (*norm_gate_bfloat16)(const NormGate&, long rows);
 };
 
-// What a file that has included both kernels calls them.
+// What a file that has included the kernels calls them.
 #define KERNELS                                                                                       \
   {forward_block<float>, forward_block<Bfloat16>, backward_block<float>, backward_block<Bfloat16>,    \
-   convolve_rows<float>, convolve_rows<Bfloat16>, gradient_of_block}
+   convolve_rows<float>, convolve_rows<Bfloat16>, gradient_of_block,                                  \
+   mix_bands<float>, mix_bands<Bfloat16>,                                                             \
+   multiply_panels, 2 * kWidth, pack_panels, finish_rows,                                             \
+   affine_relu<float>, affine_relu<Bfloat16>, norm_gate<float>, norm_gate<Bfloat16>}
 
 const Kernels& kernels();  // the fastest that the processor can run
 
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
-#define X86
+#define KERNELS_X86
 extern const Kernels kAvx2Kernels, kAvx512Kernels;
 #endif

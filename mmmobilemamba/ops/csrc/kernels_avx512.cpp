@@ -9,7 +9,9 @@
 
 #define VECTOR_WIDTH 16
 #include "depthwise_kernel.h"
+#include "product_kernel.h"
 #include "scan_kernel.h"
+#include "wavelet_kernel.h"
 
 #ifdef __clang__
 #pragma clang attribute pop

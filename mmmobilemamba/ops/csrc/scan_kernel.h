@@ -187,19 +187,67 @@ static inline void fetch(const void* source, const View& view, long size, long s
 // What direction k of one block of channels reads.
 template <typename T>
 struct Direction {
-  const T* delta;
-  const float *A, *B, *C;
+  const Scan& p;
+  const T *delta, *rows;
+  const float *A, *B, *C, *to_delta;
   float* states;
+  long k, lanes;
   Lanes D, bias;
-  Direction(const Scan& p, long image, long group, long channel, long lanes, long k) {
-    const long ik = image * p.K + k, kc = k * p.channels + channel;
-    delta = (const T*)p.delta.data + image * p.delta.image + k * p.delta.direction + channel * p.delta.channel;
+  Direction(const Scan& p, long image, long group, long channel, long lanes, long k) : p(p), k(k), lanes(lanes) {
+    const long ik = image * p.K + k, kc = k * p.channels + channel, row = (ik * p.G + group) * p.N * p.L;
+    const Projected& from = p.projected;
+    const bool given = !from.rows;
+    delta = given ? (const T*)p.delta.data + image * p.delta.image + k * p.delta.direction + channel * p.delta.channel
+                  : nullptr;
+    B = given ? p.B + row : nullptr;
+    C = given ? p.C + row : nullptr;
+    rows = given ? nullptr : (const T*)from.rows + image * p.L * from.stride;
+    to_delta = given ? nullptr : from.to_delta + k * from.rank * p.channels + channel;
     A = p.A + kc * p.N;
-    B = p.B + (ik * p.G + group) * p.N * p.L;
-    C = p.C + (ik * p.G + group) * p.N * p.L;
     states = p.states + ik * p.tiles * p.N * p.channels + channel;
     load_lanes(p.D ? p.D + kc : nullptr, 1, lanes, D);
     load_lanes(p.bias ? p.bias + kc : nullptr, 1, lanes, bias);
+  }
+
+  // Δ of a tile, without bias.
+  void load_delta(const Span& span, Tile& tile) const {
+    if (rows) project(rows + span.start * p.projected.stride + k * p.projected.rank, span.steps, tile);
+    else load_tile(delta + span.start * p.delta.position, p.delta.channel, p.delta.position, lanes, span.steps, tile);
+  }
+
+  // B and C of state n.
+  void load_rows(const Span& span, long n, float* B_, float* C_) const {
+    const long stride = p.projected.stride, first = n * p.L + span.start;
+    const long column = p.K * p.projected.rank + 2 * k * p.N + n;
+    for (long t = 0; t < span.steps; ++t) {
+      const T* const row = rows + (span.start + t) * stride + column;
+      B_[t] = rows ? load1(row) : B[first + t];
+      C_[t] = rows ? load1(row + p.N) : C[first + t];
+    }
+  }
+
+  void project(const T* row, long steps, Tile& tile) const {
+    constexpr long kAtOnce = 8;  // positions
+    for (long t = 0; t < kSteps; t += kAtOnce) {
+      Vec sums[kAtOnce][kVecs] = {};
+      const long n = steps - t < kAtOnce ? steps - t : kAtOnce;
+      for (long r = 0; r < p.projected.rank; ++r) {
+        Lanes weight;
+        if (lanes == kLanes) __builtin_memcpy(weight, to_delta + r * p.channels, sizeof weight);
+        else load_lanes(to_delta + r * p.channels, 1, lanes, weight);
+        if (n == kAtOnce) add_products<kAtOnce>(kAtOnce, row + t * p.projected.stride + r, weight, sums);
+        else add_products<0>(n, row + t * p.projected.stride + r, weight, sums);
+      }
+      for (long i = 0; i < kAtOnce; ++i)
+        for (long v = 0; v < kVecs; ++v) tile[t + i][v] = sums[i][v];
+    }
+  }
+
+  // Of the first n rows, a number known beforehand where it is not 0.
+  template <long known>
+  void add_products(long n, const T* row, const Lanes& weight, Vec (*sums)[kVecs]) const {
+    for (long i = 0; i < (known ? known : n); ++i)
+      for (long v = 0; v < kVecs; ++v) sums[i][v] += load1(row + i * p.projected.stride) * weight[v];
   }
 };
 
@@ -214,8 +262,7 @@ static void forward_block(const Scan& p, long image, long group, long channel, l
     for (long i = 0; i < p.tiles; ++i) {
       const Span span(p, i, k);
       load_tile(u0 + span.start * p.u.position, p.u.channel, p.u.position, lanes, span.steps, u);
-      load_tile(in.delta + span.start * p.delta.position, p.delta.channel, p.delta.position, lanes, span.steps,
-                delta);
+      in.load_delta(span, delta);
       activate(delta, in.bias, p.softplus);
       const bool more = i + 1 < p.tiles;
       const long next = span.next_tile() * kSteps;
@@ -225,12 +272,13 @@ static void forward_block(const Scan& p, long image, long group, long channel, l
         // The state that enters a tile is kept: it is all that the backward pass needs besides the inputs.
         load_lanes(in.states + (span.tile * p.N + n) * p.channels, 1, lanes, h);
         load_lanes(in.A + n, p.N, lanes, A);
-        const float *B = in.B + n * p.L + span.start, *C = in.C + n * p.L + span.start;
+        float B[kSteps], C[kSteps];
+        in.load_rows(span, n, B, C);
         for (long j = 0; j < span.steps; ++j) {
           const long t = span.at(j);
           if (n == 0 && more) {
             fetch(u0, p.u, sizeof(T), next, t);
-            fetch(in.delta, p.delta, sizeof(T), next, t);
+            if (!in.rows) fetch(in.delta, p.delta, sizeof(T), next, t);
             fetch(y0, p.u_like, sizeof(float), next, t);
           }
           for (long v = 0; v < kVecs; ++v) {

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "kernels.h"
+#include "operators.h"
 
 namespace {
 
@@ -54,28 +55,33 @@ void check(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, co
     TORCH_CHECK(!x || x->numel() == A.size(0) * A.size(1), "scan: D and delta_bias must be (K, D)");
 }
 
-Scan problem(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, const at::Tensor& B,
-                const at::Tensor& C, const Optional& D, const Optional& bias, bool softplus) {
-  check(u, delta, A, B, C, D, bias);
+// All but delta, B and C.
+Scan problem(const at::Tensor& u, const at::Tensor& A, const Optional& D, const Optional& bias, bool softplus,
+             long groups) {
   Scan p{};
   p.images = u.size(0), p.channels = u.size(1), p.L = u.size(2);
-  p.K = A.size(0), p.N = A.size(2), p.G = B.size(2);
+  p.K = A.size(0), p.N = A.size(2), p.G = groups;
   p.tiles = (p.L + kSteps - 1) / kSteps;
   p.blocks = (p.channels / p.G + kLanes - 1) / kLanes, p.parts = p.G * p.blocks;
   p.softplus = softplus;
-  p.u = view(u), p.delta = view(delta);
-  p.A = A.const_data_ptr<float>(), p.B = B.const_data_ptr<float>(), p.C = C.const_data_ptr<float>();
-  p.D = floats(D), p.bias = floats(bias);
+  p.u = view(u);
+  p.A = A.const_data_ptr<float>(), p.D = floats(D), p.bias = floats(bias);
+  return p;
+}
+
+Scan problem(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, const at::Tensor& B,
+                const at::Tensor& C, const Optional& D, const Optional& bias, bool softplus) {
+  check(u, delta, A, B, C, D, bias);
+  Scan p = problem(u, A, D, bias, softplus, B.size(2));
+  p.delta = view(delta);
+  p.B = B.const_data_ptr<float>(), p.C = C.const_data_ptr<float>();
   return p;
 }
 
 at::Tensor like(const at::Tensor& x) { return at::empty_like(x, x.options().dtype(at::kFloat)); }
 
 // y in float32, laid out as u, and the states that enter the tiles.
-std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A,
-                                           const at::Tensor& B, const at::Tensor& C, const Optional& D,
-                                           const Optional& bias, bool softplus) {
-  Scan p = problem(u, delta, A, B, C, D, bias, softplus);
+std::tuple<at::Tensor, at::Tensor> run(Scan& p, const at::Tensor& u, const at::Tensor& A) {
   at::Tensor y = like(u);
   at::Tensor states = at::zeros({p.images, p.K, p.tiles, p.N, p.channels}, A.options());
   p.y = y.data_ptr<float>(), p.u_like = view(y), p.states = states.data_ptr<float>();
@@ -85,6 +91,32 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& u, const at::Tensor
   });
   return {y, states};
 }
+
+std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A,
+                                           const at::Tensor& B, const at::Tensor& C, const Optional& D,
+                                           const Optional& bias, bool softplus) {
+  Scan p = problem(u, delta, A, B, C, D, bias, softplus);
+  return run(p, u, A);
+}
+
+}  // namespace
+
+at::Tensor projected_scan(const at::Tensor& u, const at::Tensor& rows, const at::Tensor& to_delta, const at::Tensor& A,
+                          const at::Tensor& D, const at::Tensor& bias) {
+  for (const at::Tensor& x : {to_delta, A, D, bias})
+    TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kFloat && x.dim() > 1 && x.size(0) == 2,
+                "scan: expected contiguous float32 weights of two directions");
+  const long K = A.size(0), channels = A.size(1), N = A.size(2), rank = to_delta.size(1);
+  TORCH_CHECK(u.dim() == 3 && u.size(1) == channels && to_delta.size(2) == channels && D.numel() == K * channels
+                  && bias.numel() == K * channels && rows.is_contiguous() && rows.scalar_type() == u.scalar_type()
+                  && rows.sizes() == at::IntArrayRef({u.size(0), u.size(2), K * (rank + 2 * N)}),
+              "scan: shapes do not fit together");
+  Scan p = problem(u, A, D, bias, true, 1);
+  p.projected = {rank, rows.size(2), rows.const_data_ptr(), to_delta.const_data_ptr<float>()};
+  return std::get<0>(run(p, u, A));
+}
+
+namespace {
 
 // ScanGradients of u and delta in float32; those of A, D and bias per image; those of B and C per image,
 // direction and block of channels.

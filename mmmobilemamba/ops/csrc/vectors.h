@@ -11,6 +11,7 @@ typedef float Vec __attribute__((vector_size(4 * VECTOR_WIDTH)));
 typedef int IntVec __attribute__((vector_size(4 * VECTOR_WIDTH)));
 typedef float Vec8 __attribute__((vector_size(32)));
 typedef int IntVec8 __attribute__((vector_size(32)));
+typedef unsigned short ShortVec __attribute__((vector_size(2 * VECTOR_WIDTH)));
 typedef unsigned short ShortVec8 __attribute__((vector_size(16)));
 
 constexpr long kWidth = VECTOR_WIDTH;
@@ -22,6 +23,19 @@ static inline Vec load_vec(const float* p) {
 }
 
 static inline void store_vec(float* p, Vec x) { __builtin_memcpy(p, &x, sizeof x); }
+
+static inline Vec load_vec(const Bfloat16* p) {
+  ShortVec x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return (Vec)(__builtin_convertvector(x, IntVec) << 16);
+}
+
+static inline void store_vec(Bfloat16* p, Vec x) {
+  const IntVec bits = (IntVec)x, odd = (bits >> 16) & 1;
+  const IntVec rounded = ((bits + 0x7fff + odd) >> 16) & 0xffff;
+  const ShortVec y = __builtin_convertvector(x == x ? rounded : IntVec{} + 0x7fc0, ShortVec);
+  __builtin_memcpy(p, &y, sizeof y);
+}
 
 static inline Vec8 load8(const float* p) {
   Vec8 x;
@@ -57,6 +71,12 @@ static inline Vec exp_(Vec x) {
   p = p * r + 4.9999994040e-1f;
   p = p * (r * r) + r + 1.0f;
   return p * (Vec)((IntVec)shifted << 23);
+}
+
+static inline Vec activated(Vec x, Activation activation) {
+  if (activation == Activation::kRelu) return x < Vec{} ? Vec{} : x;
+  if (activation == Activation::kSwish) return x / (1.0f + exp_(-x));
+  return x;
 }
 
 }  // namespace

@@ -4,6 +4,7 @@ from .interface import (
     available_backends,
     bidirectional_selective_scan,
     check_backend,
+    choose_backend,
     selective_scan,
 )
 
@@ -11,5 +12,6 @@ __all__ = [
     'available_backends',
     'bidirectional_selective_scan',
     'check_backend',
+    'choose_backend',
     'selective_scan',
 ]

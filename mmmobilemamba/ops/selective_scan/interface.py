@@ -214,13 +214,17 @@ def _backend_for(backend: str, u: Tensor, *others: Tensor | None) -> Backend:
             "(scan_backend='reference' of the backbone), or derivatives in reverse mode."
         )
     dtype = compute_dtype(u, *others)
-    return _backends[_choose(backend, u.device.type, dtype, others[1].shape[1])]
+    return _backends[choose_backend(backend, u.device.type, dtype, others[1].shape[1])]
 
 
 # Compiled graphs take the choice as a constant, so that neither imports nor logging break them.
 @torch.compiler.assume_constant_result
-def _choose(backend: str, device_type: str, dtype: torch.dtype, states: int) -> str:
-    """Name of the backend to use; what 'auto' comes to is said once in the log."""
+def choose_backend(backend: str, device_type: str, dtype: torch.dtype, states: int) -> str:
+    """Name of the backend to use for N = ``states``; what 'auto' comes to is said once in the log.
+
+    Raises:
+        UserError: the backend is unknown, not installed or cannot take such tensors.
+    """
     key = (backend, device_type, dtype, states)
     if key not in _chosen:
         if backend == 'auto':

@@ -1,0 +1,161 @@
+// Products of matrices, and what a folded network does to pixels between them.
+
+#include "vectors.h"
+
+namespace {
+
+// Numbers of one block of the product, kBlockRows × (1 or 2) vectors, that registers hold at once.
+#if VECTOR_WIDTH == 16
+constexpr long kBlockRows = 14;
+#else
+constexpr long kBlockRows = 6;
+#endif
+
+// The first n numbers of a vector, or all of it.
+template <typename T>
+static inline Vec load_part(const T* p, long n) {
+  if (n >= kWidth) return load_vec(p);
+  Vec x = {};
+  for (long i = 0; i < n; ++i) x[i] = load1(p + i);
+  return x;
+}
+
+template <typename T>
+static inline void store_part(T* p, Vec x, long n) {
+  if (n >= kWidth) return store_vec(p, x);
+  T all[kWidth];
+  store_vec(all, x);
+  for (long i = 0; i < n; ++i) p[i] = all[i];
+}
+
+// Weights that are needed next, to be brought into the second-level cache while others are computed with.
+struct Ahead {
+  const float* weight;
+  long step;  // numbers for every row of the weights that are computed with
+};
+
+template <long rows, long vecs>
+static inline void multiply(const Product& p, long row, long column, const float* weight, Ahead ahead) {
+  const long lanes = p.N - column;  // fewer than vecs * kWidth only where N is less
+  Vec sums[rows][vecs];
+  for (long v = 0; v < vecs; ++v) {
+    const Vec start = p.bias ? load_part(p.bias + column + v * kWidth, lanes - v * kWidth) : Vec{};
+    for (long r = 0; r < rows; ++r) sums[r][v] = start;
+  }
+  const float* const x = (const float*)p.x + row * p.x_stride;
+  for (long k = 0; k < p.K; ++k, weight += vecs * kWidth, ahead.weight += ahead.step) {
+    __builtin_prefetch(ahead.weight, 0, 2);
+    Vec w[vecs];
+    for (long v = 0; v < vecs; ++v) w[v] = load_vec(weight + v * kWidth);
+    for (long r = 0; r < rows; ++r) {
+      const float factor = x[r * p.x_stride + k];
+      for (long v = 0; v < vecs; ++v) sums[r][v] += factor * w[v];
+    }
+  }
+  for (long r = 0; r < rows; ++r)
+    for (long v = 0; v < vecs; ++v) {
+      const long place = column + v * kWidth, n = lanes - v * kWidth;
+      Vec y = sums[r][v];
+      for (const void* add : p.add)
+        if (add) y += load_part((const float*)add + (row + r) * p.add_stride + place, n);
+      store_part((float*)p.y + (row + r) * p.y_stride + place, activated(y, p.activation), n);
+    }
+}
+
+template <long vecs, long rows = kBlockRows>
+static void multiply_rows(long n, const Product& p, long row, long column, const float* weight, Ahead ahead) {
+  if (n == rows) return multiply<rows, vecs>(p, row, column, weight, ahead);
+  if constexpr (rows > 1) multiply_rows<vecs, rows - 1>(n, p, row, column, weight, ahead);
+}
+
+// Weights lie in panels of two vectors of columns, the last one perhaps of one. It ends at column N, and so
+// repeats columns of the panel before it where N is no multiple of a vector.
+static inline long panel_vecs(long panel, long N) { return 2 * (panel + 1) * kWidth < N + kWidth ? 2 : 1; }
+
+static inline long panel_column(long panel, long N) {
+  const long column = 2 * panel * kWidth, last = N - panel_vecs(panel, N) * kWidth;
+  return last < 0 ? 0 : column < last ? column : last;
+}
+
+// Rows row ... last - 1, columns of the panels begin ... end - 1.
+static void multiply_panels(const Product& p, long row, long last, long begin, long end) {
+  constexpr long kCached = 1 << 18;  // numbers of x that stay in the second-level cache for all panels
+  const long most = kCached / p.K > kBlockRows ? kCached / p.K : kBlockRows;
+  while (row < last) {
+    const long n = last - row < most ? last - row : most, blocks = (n + kBlockRows - 1) / kBlockRows;
+    for (long panel = begin; panel < end; ++panel) {
+      const long column = panel_column(panel, p.N);
+      const float* const weight = p.weight + 2 * panel * kWidth * p.K;
+      Ahead ahead{weight + 2 * kWidth * p.K, 2 * kWidth / blocks};
+      for (long i = 0; i < blocks; ++i, ahead.weight += ahead.step * p.K) {
+        const long from = n * i / blocks, rows = n * (i + 1) / blocks - from;
+        if (panel_vecs(panel, p.N) == 2) multiply_rows<2>(rows, p, row + from, column, weight, ahead);
+        else multiply_rows<1>(rows, p, row + from, column, weight, ahead);
+      }
+    }
+    row += n;
+  }
+}
+
+static void pack_panels(const float* weight, long N, long K, float* packed) {
+  for (long panel = 0; 2 * panel * kWidth < N; ++panel)
+    for (long k = 0; k < K; ++k)
+      for (long c = 0; c < panel_vecs(panel, N) * kWidth; ++c) {
+        const long n = panel_column(panel, N) + c;
+        *packed++ = n < N ? weight[n * K + k] : 0.0f;
+      }
+}
+
+// y ← activation(x + bias + add) in bfloat16, where the product x lies in float32.
+static void finish_rows(const Product& p, const float* x, long rows) {
+  for (long r = 0; r < rows; ++r)
+    for (long c = 0; c < p.N; c += kWidth) {
+      const long n = p.N - c;
+      Vec y = load_part(x + r * p.N + c, n);
+      if (p.bias) y += load_part(p.bias + c, n);
+      for (const void* add : p.add)
+        if (add) y += load_part((const Bfloat16*)add + r * p.add_stride + c, n);
+      store_part((Bfloat16*)p.y + r * p.y_stride + c, activated(y, p.activation), n);
+    }
+}
+
+template <typename T>
+static void affine_relu(const Affine& p, long rows) {
+  for (long r = 0; r < rows; ++r)
+    for (long c = 0; c < p.C; c += kWidth) {
+      const long n = p.C - c;
+      Vec x = load_part((const T*)p.x + r * p.x_stride + c, n);
+      if (p.weight) x *= load_part(p.weight + c, n);
+      if (p.bias) x += load_part(p.bias + c, n);
+      store_part((T*)p.y + r * p.y_stride + c, activated(x, Activation::kRelu), n);
+    }
+}
+
+static inline float total(Vec x) {
+  float sum = 0.0f;
+  for (long i = 0; i < kWidth; ++i) sum += x[i];
+  return sum;
+}
+
+template <typename T>
+static void norm_gate(const NormGate& p, long rows) {
+  const long whole = p.C / kWidth * kWidth;
+  for (long r = 0; r < rows; ++r) {
+    const float* const x = p.x + r * p.C;
+    T* const y = (T*)p.y + r * p.C;
+    Vec sum = load_part(x + whole, p.C - whole), squares = {};
+    for (long c = 0; c < whole; c += kWidth) sum += load_vec(x + c);
+    const float mean = total(sum) / p.C;
+    for (long c = 0; c < whole; c += kWidth) squares += (load_vec(x + c) - mean) * (load_vec(x + c) - mean);
+    float variance = total(squares);
+    for (long c = whole; c < p.C; ++c) variance += (x[c] - mean) * (x[c] - mean);
+    const float scale = 1.0f / __builtin_sqrtf(variance / p.C + p.eps);
+    for (long c = 0; c < p.C; c += kWidth) {
+      const long n = p.C - c;
+      const Vec normed = (load_part(x + c, n) - mean) * scale * load_part(p.weight + c, n) + load_part(p.bias + c, n);
+      store_part(y + c, normed * load_part(y + c, n), n);
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,149 @@
+// Products of matrices on CPUs: in float32 by product_kernel.h, in bfloat16 by oneDNN where the processor has
+// instructions for it, else in float32 too. The operator packs weights for them.
+
+#include "products.h"
+
+#include <ATen/native/CPUBlas.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 7
+#define BRGEMM
+#endif
+
+namespace {
+
+namespace blas = at::native::cpublas;
+
+constexpr long kRows = 32;  // of a product in bfloat16
+
+bool in_bfloat16(long K) {
+#ifdef BRGEMM
+  return K % 2 == 0 && blas::could_pack(at::kBFloat16);
+#else
+  return false;
+#endif
+}
+
+long count(long n, long size) { return (n + size - 1) / size; }
+
+// Pieces that are worth a thread's while: of 2^18 multiply-adds.
+long grain(long cost) { return std::max(1L, (1L << 18) / std::max(1L, cost)); }
+
+// One block of rows and columns begin ... end - 1.
+void multiply_bfloat16(const Linear& w, const Product& p, long rows, long begin, long end) {
+#ifdef BRGEMM
+  const long columns = end - begin;
+  float* const product = scratch<float>(Slot::kProduct, rows * columns);
+  blas::brgemm(rows, columns, w.K, p.x_stride, w.N, columns, false, (const at::BFloat16*)p.x,
+               w.weight.const_data_ptr<at::BFloat16>() + 2 * begin, product, true);
+  Product q = p;
+  q.N = columns;
+  q.bias = p.bias ? p.bias + begin : nullptr;
+  for (const void*& add : q.add) add = add ? (const Bfloat16*)add + begin : nullptr;
+  q.y = (Bfloat16*)p.y + begin;
+  kernels().finish_bfloat16(q, product, rows);
+#endif
+}
+
+// The same in float32, all columns.
+void multiply_converted(const Product& p, long rows) {
+  float *const x = scratch<float>(Slot::kWide, rows * p.K), *to = x;
+  for (long r = 0; r < rows; ++r) {
+    const at::BFloat16* from = (const at::BFloat16*)p.x + r * p.x_stride;
+    to = std::copy(from, from + p.K, to);
+  }
+  Product q = p;
+  q.x = x, q.x_stride = p.K;
+  q.bias = nullptr, q.add[0] = q.add[1] = nullptr, q.activation = Activation::kNone;
+  float* const product = scratch<float>(Slot::kProduct, rows * p.N);
+  q.y = product, q.y_stride = p.N;
+  kernels().product(q, 0, rows, 0, count(p.N, kernels().panel));
+  kernels().finish_bfloat16(p, product, rows);
+}
+
+Product from_row(Product p, long row) {
+  p.x = (const Bfloat16*)p.x + row * p.x_stride;
+  for (const void*& add : p.add) add = add ? (const Bfloat16*)add + row * p.add_stride : nullptr;
+  p.y = (Bfloat16*)p.y + row * p.y_stride;
+  return p;
+}
+
+Product completed(const Linear& w, Product p) {
+  p.K = w.K, p.N = w.N;
+  p.weight = w.weight.scalar_type() == at::kFloat ? w.weight.const_data_ptr<float>() : nullptr;
+  p.bias = w.bias.const_data_ptr<float>();
+  return p;
+}
+
+long packed_size(long N, long K) { return count(N, kernels().panel / 2) * (kernels().panel / 2) * K; }
+
+}  // namespace
+
+void* scratch(Slot slot, size_t bytes) {
+  thread_local std::array<std::vector<std::max_align_t>, 4> memory;
+  auto& here = memory[(size_t)slot];
+  if (here.size() * sizeof(std::max_align_t) < bytes) here.resize(bytes / sizeof(std::max_align_t) + 1);
+  return here.data();
+}
+
+Linear linear(const at::Tensor& weight, const at::Tensor& bias, long K) {
+  const long N = bias.numel();
+  TORCH_CHECK(bias.scalar_type() == at::kFloat && bias.is_contiguous() && weight.is_contiguous(),
+              "product: the bias must be contiguous float32, the weights packed");
+  TORCH_CHECK(weight.scalar_type() == at::kFloat
+                  ? weight.numel() == packed_size(N, K)
+                  : weight.scalar_type() == at::kBFloat16 && in_bfloat16(K) && weight.numel() == N * K,
+              "product: the packed weights do not fit to ", K, " inputs and ", N, " outputs");
+  return {weight, bias, K, N};
+}
+
+void multiply(const Linear& w, Product p, long rows, float) {
+  p = completed(w, p);
+  const long panel = kernels().panel;
+  TORCH_CHECK(p.weight, "product: weights in bfloat16 for pixels in float32");
+  at::parallel_for(0, count(w.N, panel), grain(rows * w.K * panel),
+                   [&](int64_t begin, int64_t end) { kernels().product(p, 0, rows, begin, end); });
+}
+
+void multiply(const Linear& w, Product p, long rows, Bfloat16) {
+  p = completed(w, p);
+  const bool converted = p.weight;
+  const long threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const long tiles = count(rows, kRows), columns = converted ? w.N : count(count(w.N, threads), 64) * 64;
+  const long pieces = count(w.N, columns);
+  at::parallel_for(0, tiles * pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const long row = i % tiles * kRows, n = std::min(kRows, rows - row), column = i / tiles * columns;
+      if (converted) multiply_converted(from_row(p, row), n);
+      else multiply_bfloat16(w, from_row(p, row), n, column, std::min(w.N, column + columns));
+    }
+#ifdef BRGEMM
+    if (!converted) blas::brgemm_release();
+#endif
+  });
+}
+
+namespace {
+
+// Weights (N, K) as the products of this processor read them.
+at::Tensor pack_weights(const at::Tensor& weight) {
+  TORCH_CHECK(weight.dim() == 2, "product: expected weights (N, K), given are ", weight.dim(), " dimensions");
+  const long N = weight.size(0), K = weight.size(1);
+  if (weight.scalar_type() == at::kBFloat16 && in_bfloat16(K))  // (K/2, N, 2)
+    return weight.t().contiguous().view({K / 2, 2, N}).transpose(1, 2).contiguous();
+  const at::Tensor from = weight.to(at::kFloat).contiguous(), packed = at::empty({packed_size(N, K)}, from.options());
+  kernels().pack_product(from.const_data_ptr<float>(), N, K, packed.data_ptr<float>());
+  return packed;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
+  library.def("pack_weights(Tensor weight) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(mmmobilemamba, CPU, library) {
+  library.impl("pack_weights", &pack_weights);
+}

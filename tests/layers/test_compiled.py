@@ -1,0 +1,194 @@
+"""The operators for folded blocks against the layers that they stand for."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import REPOSITORY, as_trained
+
+from mmmobilemamba import MobileMamba
+from mmmobilemamba.layers.block import FoldedBlock, FoldedDownsample
+from mmmobilemamba.layers.compiled import CompiledModule
+from mmmobilemamba.ops import native
+
+pytestmark = [pytest.mark.usefixtures('built'), pytest.mark.usefixtures('no_grad')]
+
+# With and without channels of a local branch and of the identity, no multiples of a vector among them.
+SMALL = dict(
+    widths=[32, 88, 112], depths=[1, 1, 1], global_ratios=[1.0, 0.7, 0.6], local_ratios=[0.0, 0.2, 0.2]
+)
+SIZES = [(1, 1, 1), (3, 2, 5), (1, 7, 7), (2, 16, 9), (1, 20, 31)]
+
+
+@pytest.fixture
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def folded(arch=SMALL, dtype=torch.float32, **options) -> list[CompiledModule]:
+    torch.manual_seed(0)
+    model = as_trained(MobileMamba(arch, **options))
+    model.switch_to_deploy()
+    return [m for m in model.to(dtype).modules() if isinstance(m, CompiledModule)]
+
+
+def channels(module: CompiledModule) -> int:
+    return module.dw_in.in_channels
+
+
+def by_layers(module: CompiledModule, x: torch.Tensor) -> torch.Tensor:
+    with native.avoided():
+        return module(x)
+
+
+def called(module: CompiledModule, x: torch.Tensor) -> bool:
+    """Whether the operator computed, and not the layers."""
+    with torch.profiler.profile() as profiler:
+        module(x)
+    return any(e.name in ('mmmobilemamba::block', 'mmmobilemamba::downsample') for e in profiler.events())
+
+
+@pytest.mark.parametrize('arch', [SMALL, dict(SMALL, d_state=3, kernel_sizes=[3, 3, 5]), 't2', 'b1'])
+def test_float32(arch):
+    for module in folded(arch):
+        assert called(module, torch.randn(1, channels(module), 4, 4))
+        reference = copy.deepcopy(module).double()
+        for batch, *size in SIZES:
+            x = torch.randn(batch, channels(module), *size)
+            expected = reference(x.double())
+            limit = 1e-5 * expected.std().item()
+            for memory in (
+                x,
+                x.to(memory_format=torch.channels_last),
+                x.transpose(2, 3).clone().transpose(2, 3),
+            ):
+                torch.testing.assert_close(module(memory).double(), expected, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize('arch', [SMALL, 'b1'])
+def test_bfloat16_is_as_near_as_the_layers_are(arch):
+    for exact, module in zip(folded(arch), folded(arch, torch.bfloat16), strict=True):
+        exact.load_state_dict(module.state_dict())
+        assert called(module, torch.randn(1, channels(module), 4, 4, dtype=torch.bfloat16))
+        for batch, *size in SIZES:
+            x = torch.randn(batch, channels(module), *size).bfloat16()
+            expected, y = exact(x.float()), module(x)
+            assert y.dtype == torch.bfloat16
+            error, allowed = ((z - expected).square().mean().sqrt() for z in (y, by_layers(module, x)))
+            assert error <= 1.1 * allowed + 1e-3
+
+
+def test_odd_channels_in_bfloat16():
+    """Products of an odd number of them run in float32."""
+    module = folded(dict(SMALL, widths=[32, 89, 113]), torch.bfloat16)[2]
+    x = torch.randn(1, 89, 9, 9).bfloat16()
+    assert called(module, x)
+    torch.testing.assert_close(module(x), by_layers(module, x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_several_threads_give_the_same(dtype, set_num_threads):
+    # Few pixels, which share out the columns of the products, and many, which are shared out.
+    for module in folded('t2', dtype):
+        for size in (3, 24):
+            x, results = torch.randn(2, channels(module), size, size).to(dtype), []
+            for count in (1, 2, 5):
+                set_num_threads(count)
+                results.append(module(x))
+            assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_rows_that_are_not_finite_stay_apart():
+    """Zeros that fill up vectors must not meet them."""
+    module = folded()[0]
+    x = torch.randn(2, channels(module), 5, 5)
+    expected = module(x)[0]
+    x[1] = float('nan')
+    y = module(x)
+    assert torch.equal(y[0], expected)
+    assert y[1].isnan().all()
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(arch=dict(SMALL, wavelet='db2')),
+        dict(arch=dict(SMALL, wavelet_levels=2)),
+        dict(arch=dict(SMALL, widths=[40, 88, 112], global_ratios=[0.8, 0.7, 0.6], local_ratios=[0.2] * 3)),
+        dict(scan_backend='torch'),
+        dict(scan_backend='reference'),
+    ],
+)
+def test_what_has_no_operator_runs_by_its_layers(options):
+    module = next(m for m in folded(**options) if isinstance(m, FoldedBlock))
+    x = torch.randn(1, channels(module), 6, 6)
+    assert not called(module, x)
+    torch.testing.assert_close(module(x), by_layers(module, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('kind', [FoldedBlock, FoldedDownsample])
+def test_weights_that_change_between_calls(kind):
+    module = next(m for m in folded() if isinstance(m, kind))
+    x = torch.randn(1, channels(module), 6, 6)
+    before = module(x)
+    names = [name for name, _ in module.named_parameters()]
+    for name in names:
+        weight = module.get_parameter(name)
+        kept = weight.clone()
+        weight.mul_(1.5)
+        torch.testing.assert_close(module(x), by_layers(module, x), rtol=1e-4, atol=1e-4)
+        weight.copy_(kept)
+    others = {name: 0.7 * p for name, p in module.named_parameters()}
+    replaced = torch.func.functional_call(module, others, x)
+    module_ = copy.deepcopy(module)
+    module_.load_state_dict(others)
+    torch.testing.assert_close(replaced, by_layers(module_, x), rtol=1e-4, atol=1e-4)
+    assert torch.equal(module(x), before)
+    assert module.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    assert module.double()(x.double()).dtype == torch.float64
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        module = folded()[0]
+        x = torch.randn(1, channels(module), 6, 6)
+        torch.testing.assert_close(module(x), by_layers(module, x), rtol=1e-4, atol=1e-4)
+
+
+def test_wrong_weights_are_refused():
+    block, downsample, *_ = folded()
+    operators = torch.ops.mmmobilemamba.block, torch.ops.mmmobilemamba.downsample
+    for module, operator in zip((block, downsample), operators, strict=True):
+        x = torch.randn(1, channels(module), 4, 4)
+        module(x)
+        _, weights = module._packed
+        for wrong in (x[0], x.double(), x[:, :-1]):
+            with pytest.raises(RuntimeError, match='folded: |product: '):
+                operator(wrong, weights)
+        for i in range(len(weights)):
+            for wrong in (weights[i].double(), weights[i].flatten()[:-1]):
+                with pytest.raises((RuntimeError, IndexError)):
+                    operator(x, weights[:i] + [wrong] + weights[i + 1 :])
+        with pytest.raises(RuntimeError, match='folded: too few weights'):
+            operator(x, weights[:5])
+
+
+@pytest.mark.parametrize('capability', ['avx2', 'default'])
+def test_other_instruction_sets(capability):
+    """These tests, and those of the other operators, with the kernels for other processors."""
+    if os.environ.get('ATEN_CPU_CAPABILITY'):
+        pytest.skip('runs in a process of another such test')
+    files = ['tests/layers/test_compiled.py', 'tests/ops/test_depthwise.py', 'tests/ops/test_haar.py']
+    files += ['tests/ops/selective_scan/test_native_backend.py']
+    run = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', *files],
+        cwd=REPOSITORY,
+        env=dict(os.environ, ATEN_CPU_CAPABILITY=capability),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
