@@ -4,11 +4,12 @@
 #include "products.h"
 
 #include <ATen/native/CPUBlas.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 7
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 6
 #define BRGEMM
 #endif
 
@@ -16,11 +17,11 @@ namespace {
 
 namespace blas = at::native::cpublas;
 
-constexpr long kRows = 32;  // of a product in bfloat16
+constexpr long kRows = 32, kInputs = 32;  // of a product in bfloat16: oneDNN is slow for numbers in between
 
-bool in_bfloat16(long K) {
+bool in_bfloat16() {
 #ifdef BRGEMM
-  return K % 2 == 0 && blas::could_pack(at::kBFloat16);
+  return blas::could_pack(at::kBFloat16);
 #else
   return false;
 #endif
@@ -31,12 +32,22 @@ long count(long n, long size) { return (n + size - 1) / size; }
 // Pieces that are worth a thread's while: of 2^18 multiply-adds.
 long grain(long cost) { return std::max(1L, (1L << 18) / std::max(1L, cost)); }
 
+long padded(long K) { return count(K, kInputs) * kInputs; }
+
 // One block of rows and columns begin ... end - 1.
 void multiply_bfloat16(const Linear& w, const Product& p, long rows, long begin, long end) {
 #ifdef BRGEMM
-  const long columns = end - begin;
+  const long columns = end - begin, K = padded(w.K);
+  const at::BFloat16* x = (const at::BFloat16*)p.x;
+  long stride = p.x_stride;
+  if (K > w.K) {
+    at::BFloat16* const wide = scratch<at::BFloat16>(Slot::kWide, rows * K);
+    for (long r = 0; r < rows; ++r)
+      std::fill(std::copy_n(x + r * stride, w.K, wide + r * K), wide + (r + 1) * K, at::BFloat16());
+    x = wide, stride = K;
+  }
   float* const product = scratch<float>(Slot::kProduct, rows * columns);
-  blas::brgemm(rows, columns, w.K, p.x_stride, w.N, columns, false, (const at::BFloat16*)p.x,
+  blas::brgemm(rows, columns, K, stride, w.N, columns, false, x,
                w.weight.const_data_ptr<at::BFloat16>() + 2 * begin, product, true);
   Product q = p;
   q.N = columns;
@@ -94,7 +105,7 @@ Linear linear(const at::Tensor& weight, const at::Tensor& bias, long K) {
               "product: the bias must be contiguous float32, the weights packed");
   TORCH_CHECK(weight.scalar_type() == at::kFloat
                   ? weight.numel() == packed_size(N, K)
-                  : weight.scalar_type() == at::kBFloat16 && in_bfloat16(K) && weight.numel() == N * K,
+                  : weight.scalar_type() == at::kBFloat16 && in_bfloat16() && weight.numel() == N * padded(K),
               "product: the packed weights do not fit to ", K, " inputs and ", N, " outputs");
   return {weight, bias, K, N};
 }
@@ -131,8 +142,10 @@ namespace {
 at::Tensor pack_weights(const at::Tensor& weight) {
   TORCH_CHECK(weight.dim() == 2, "product: expected weights (N, K), given are ", weight.dim(), " dimensions");
   const long N = weight.size(0), K = weight.size(1);
-  if (weight.scalar_type() == at::kBFloat16 && in_bfloat16(K))  // (K/2, N, 2)
-    return weight.t().contiguous().view({K / 2, 2, N}).transpose(1, 2).contiguous();
+  if (weight.scalar_type() == at::kBFloat16 && in_bfloat16()) {  // (K/2, N, 2)
+    const at::Tensor wide = at::constant_pad_nd(weight, {0, padded(K) - K});
+    return wide.view({N, -1, 2}).transpose(0, 1).contiguous();
+  }
   const at::Tensor from = weight.to(at::kFloat).contiguous(), packed = at::empty({packed_size(N, K)}, from.options());
   kernels().pack_product(from.const_data_ptr<float>(), N, K, packed.data_ptr<float>());
   return packed;

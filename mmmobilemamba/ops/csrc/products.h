@@ -35,12 +35,13 @@ T* scratch(Slot slot, long numbers) {
 }
 
 // run(begin, end) for all rows of images, in strips whose intermediate results stay in the second-level cache.
-// Where there are too few pixels to share out, one strip: the loops inside of it are parallel then.
+// Where there are too `few` pixels for each thread, one strip: the loops inside of it are parallel then, and every
+// thread reads its part of the weights only.
 template <typename F>
-void for_strips(long rows, long pixels_per_row, const F& run) {
-  constexpr long kPixels = 128, kFew = 96;
+void for_strips(long rows, long pixels_per_row, const F& run, long few = 96) {
+  constexpr long kPixels = 128;
   const long threads = at::get_num_threads(), pixels = rows * pixels_per_row;
-  if (rows < threads || pixels < threads * kFew) return run(0, rows);
+  if (rows < threads || pixels < threads * few) return run(0, rows);
   const long least = (pixels + kPixels - 1) / kPixels, strips = std::min(rows, (least + threads - 1) / threads * threads);
   at::parallel_for(0, strips, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) run(rows * i / strips, rows * (i + 1) / strips);

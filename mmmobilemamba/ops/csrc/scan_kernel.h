@@ -266,8 +266,6 @@ static void forward_block(const Scan& p, long image, long group, long channel, l
       activate(delta, in.bias, p.softplus);
       const bool more = i + 1 < p.tiles;
       const long next = span.next_tile() * kSteps;
-      for (long t = 0; t < kSteps; ++t)
-        for (long v = 0; v < kVecs; ++v) y[t][v] = in.D[v] * u[t][v];
       for (long n = 0; n < p.N; ++n) {
         // The state that enters a tile is kept: it is all that the backward pass needs besides the inputs.
         load_lanes(in.states + (span.tile * p.N + n) * p.channels, 1, lanes, h);
@@ -283,7 +281,7 @@ static void forward_block(const Scan& p, long image, long group, long channel, l
           }
           for (long v = 0; v < kVecs; ++v) {
             h[v] = exp_(delta[t][v] * A[v]) * h[v] + delta[t][v] * u[t][v] * B[t];
-            y[t][v] += h[v] * C[t];
+            y[t][v] = (n == 0 ? in.D[v] * u[t][v] : y[t][v]) + h[v] * C[t];
           }
         }
         if (i + 1 < p.tiles) store_lanes(h, in.states + (span.next_tile() * p.N + n) * p.channels, 1, lanes);
