@@ -92,8 +92,7 @@ class PatchMerging(nn.Module):
         self.project = ConvBN(hidden, out_channels, norm_cfg=norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.dw(F.relu(self.expand(x), inplace=True)), inplace=True)
-        return self.project(self.se(x))
+        return self.project(self.se(self.dw(self.expand(x, relu=True), relu=True)))
 
     def fuse(self) -> nn.Sequential:
         """The same with the ReLUs taken in by the convolutions."""

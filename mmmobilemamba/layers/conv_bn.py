@@ -8,7 +8,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..ops import depthwise_conv2d
+from ..ops import batch_norm, depthwise_conv2d
 from .fused_conv import FusedConv2d
 
 NormCfg = dict[str, Any]
@@ -80,8 +80,9 @@ class ConvBN(nn.Module):
         if zero_init:
             nn.init.zeros_(self.bn.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+    def forward(self, x: Tensor, relu: bool = False, add: Tensor | None = None) -> Tensor:
+        """Followed by a ReLU, or by a sum, on demand."""
+        return batch_norm(self.bn, self.conv(x), relu, add)
 
     def fuse(self) -> FusedConv2d:
         """One convolution, with bias, that computes the same in evaluation mode."""
@@ -95,7 +96,7 @@ class ResidualConvBN(ConvBN):
         super().__init__(channels, channels, 3, groups=channels, norm_cfg=norm_cfg, zero_init=zero_init)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        return super().forward(x, add=x)
 
     def fuse(self) -> FusedConv2d:
         """The convolution with the identity in the middle of its kernels."""
@@ -113,7 +114,7 @@ class FFN(nn.Module):
         self.reduce = ConvBN(2 * channels, channels, norm_cfg=norm_cfg, zero_init=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.reduce(F.relu(self.expand(x), inplace=True))
+        return self.reduce(self.expand(x, relu=True), add=x)
 
     def fuse(self) -> 'FusedFFN':
         return FusedFFN(self)

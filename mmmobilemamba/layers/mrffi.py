@@ -7,6 +7,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..ops import batch_norm
 from .compiled import MIN_CHANNELS, in_float32, kernel_weights, product_weights
 from .conv_bn import DEFAULT_NORM, ConvBN, DepthwiseConv2d, NormCfg
 from .fused_conv import FusedConv2d
@@ -44,9 +45,9 @@ class MKDeConv(nn.Module):
         self.bn2 = build_norm_layer(norm_cfg, channels)[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.dwconv(x)), inplace=True)
+        x = batch_norm(self.bn1, self.dwconv(x), relu=True)
         # One factor per channel: a convolution in the authors' words, faster as a product.
-        return self.bn2(x * self.pointwise.weight.transpose(0, 1))
+        return batch_norm(self.bn2, x * self.pointwise.weight.transpose(0, 1))
 
     def fuse(self) -> nn.Sequential:
         """Both batch normalisations folded into the convolution before them."""
@@ -136,9 +137,7 @@ class MRFFI(nn.Module):
             branches.append(self.local_branch(rest.pop(0)))
         mixed = torch.cat(branches + rest, dim=1)
         mixed = F.relu(mixed, inplace=True)
-        if isinstance(self.proj, FusedConv2d):
-            return self.proj(mixed, add=x)
-        return x + self.proj(mixed)
+        return self.proj(mixed, add=x)
 
     @property
     def has_operator(self) -> bool:

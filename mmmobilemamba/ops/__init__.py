@@ -1,3 +1,4 @@
+from .batch_norm import batch_norm
 from .depthwise import depthwise_conv2d
 from .haar import haar_analysis, haar_synthesis
 from .selective_scan import (
@@ -10,6 +11,7 @@ from .selective_scan import (
 
 __all__ = [
     'available_backends',
+    'batch_norm',
     'bidirectional_selective_scan',
     'check_backend',
     'choose_backend',

@@ -182,10 +182,20 @@ def test_other_instruction_sets(capability):
     """These tests, and those of the other operators, with the kernels for other processors."""
     if os.environ.get('ATEN_CPU_CAPABILITY'):
         pytest.skip('runs in a process of another such test')
-    files = ['tests/layers/test_compiled.py', 'tests/ops/test_depthwise.py', 'tests/ops/test_haar.py']
-    files += ['tests/ops/selective_scan/test_native_backend.py']
+    operators = 'batch_norm', 'depthwise', 'haar', 'selective_scan/test_native_backend'
+    files = [f'tests/ops/{name if "/" in name else "test_" + name}.py' for name in operators]
     run = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', *files],
+        [
+            sys.executable,
+            '-m',
+            'pytest',
+            '-q',
+            '-x',
+            '-p',
+            'no:cacheprovider',
+            'tests/layers/test_compiled.py',
+            *files,
+        ],
         cwd=REPOSITORY,
         env=dict(os.environ, ATEN_CPU_CAPABILITY=capability),
         capture_output=True,

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #define VECTOR_WIDTH 4
+#include "batch_norm_kernel.h"
 #include "depthwise_kernel.h"
 #include "product_kernel.h"
 #include "scan_kernel.h"

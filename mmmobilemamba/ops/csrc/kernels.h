@@ -89,6 +89,27 @@ struct Affine {
   long x_stride, y_stride;
 };
 
+// y = activation((x - mean) · scale + bias) + add: rows of C numbers; add may be null.
+struct Scaled {
+  long C;
+  const void* x;
+  const float *mean, *scale, *bias;
+  Activation activation;
+  const void* add;
+  void* y;
+};
+
+// The gradient of a Scaled without add from that of its result.
+struct ScaledGradient {
+  long C;
+  const void *dy, *x;
+  const float *mean, *scale, *bias;
+  Activation activation;  // none or relu
+  // dx = dy · scale + (x - mean) · of_x + rest.
+  const float *of_x, *rest;
+  void* dx;
+};
+
 // y *= layer_norm(x): rows of C numbers.
 struct NormGate {
   long C;
@@ -118,6 +139,16 @@ struct Kernels {
   void (*depthwise)(const Depthwise&, long begin, long end);
   void (*depthwise_bfloat16)(const Depthwise&, long begin, long end);
   void (*depthwise_gradient)(const DepthwiseGradient&, long channel, float* room);
+  // Mean, and sum of squares about it, of each channel of rows of C numbers.
+  void (*moments)(const void* x, long rows, long C, float* mean, float* squares);
+  void (*moments_bfloat16)(const void* x, long rows, long C, float* mean, float* squares);
+  void (*scale)(const Scaled&, long begin, long end);
+  void (*scale_bfloat16)(const Scaled&, long begin, long end);
+  // Sums of dy and of dy · (x - mean), where the activation let x pass.
+  void (*gradient_sums)(const ScaledGradient&, long begin, long end, float* dy, float* dy_x);
+  void (*gradient_sums_bfloat16)(const ScaledGradient&, long begin, long end, float* dy, float* dy_x);
+  void (*scale_gradient)(const ScaledGradient&, long begin, long end);
+  void (*scale_gradient_bfloat16)(const ScaledGradient&, long begin, long end);
   // One block of channels of one image; room for twice the bands.
   void (*wavelets)(const Wavelets&, long image, long block, float* room);
   void (*wavelets_bfloat16)(const Wavelets&, long image, long block, float* room);
@@ -136,6 +167,8 @@ struct Kernels {
 #define KERNELS                                                                                       \
   {forward_block<float>, forward_block<Bfloat16>, backward_block<float>, backward_block<Bfloat16>,    \
    convolve_rows<float>, convolve_rows<Bfloat16>, gradient_of_block,                                  \
+   moments<float>, moments<Bfloat16>, scale_rows<float>, scale_rows<Bfloat16>,                        \
+   gradient_sums<float>, gradient_sums<Bfloat16>, scale_gradient<float>, scale_gradient<Bfloat16>,    \
    mix_bands<float>, mix_bands<Bfloat16>,                                                             \
    multiply_panels, 2 * kWidth, pack_panels, finish_rows,                                             \
    affine_relu<float>, affine_relu<Bfloat16>, norm_gate<float>, norm_gate<Bfloat16>}
