@@ -49,7 +49,7 @@ class FoldedBlock(CompiledModule):
         return x + self.ffn_out(self.dw_out(self.mixer(self.ffn_in(self.dw_in(x)))))
 
     def _by_operator(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        return torch.ops.mmmobilemamba.block(x, weights)
+        return torch.ops.mmmobilemamba.block(x, weights, self.mixer.global_branch.ss2d.out_norm.eps)
 
     @property
     def _has_operator(self) -> bool:

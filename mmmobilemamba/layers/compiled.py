@@ -8,38 +8,38 @@ from torch import Tensor
 
 from ..ops import native
 
-# Of depth-wise convolutions: a vector of AVX-512.
-MIN_CHANNELS = 16
+# Of depth-wise convolutions: a vector of AVX-512, and the windows that are compiled.
+MIN_CHANNELS, KERNEL_SIZES = 16, (3, 5, 7)
 
 
 class PacksWeights(nn.Module):
     """A module that keeps its parameters in another form too, for whoever computes with them.
 
-    That form goes where a copy is made, a parameter is replaced or moved, or written to. Only a change by
-    ``weight.data.copy_()`` leaves no trace, and cannot be noticed.
+    That form is made anew after a copy, and when a parameter or a layer was replaced, moved or written to.
+    Two things leave no trace, and cannot be noticed: a change by ``weight.data.copy_()``, and any change of
+    parameters that were made in ``torch.inference_mode()``.
     """
 
-    _derived: tuple[str, ...] = '_versions', '_slots'
+    _derived: tuple[str, ...] = '_versions', '_seen'
 
     def _forget(self) -> None:
         """Drop what is derived from the parameters; those in ``_derived`` must be set here."""
-        self._versions: list[tuple[int, int]] | None = None
-        self._slots: list[tuple[dict, str]] | None = None
+        self._versions: list[Any] | None = None
+        self._seen: list[Tensor] = []
 
     def _forget_if_changed(self) -> None:
-        if self._slots is None:
-            # As dictionaries and keys, which tell what has been replaced, and faster than attributes.
-            self._slots = [
-                (m._parameters, name)
-                for m in self.modules()
-                for name, p in m._parameters.items()
-                if p is not None
-            ]
-        tensors = [parameters[name] for parameters, name in self._slots]
-        versions = [(t.data_ptr(), t.is_inference() or t._version) for t in tensors]
+        tensors, modules = [], [self]
+        while modules:  # as self.parameters(), in a tenth of the time
+            module = modules.pop()
+            tensors += [t for t in module._parameters.values() if t is not None]
+            modules += module._modules.values()
+        versions: list[Any] = [(t.data_ptr(), t.is_inference() or t._version) for t in tensors]
+        versions.append(torch.backends.mkldnn.enabled)
         if versions != self._versions:
             self._forget()
             self._versions = versions
+            # As long as these live, no others can have their addresses.
+            self._seen = [t.detach() for t in tensors]
 
     def _apply(self, *args: Any, **kwargs: Any) -> 'PacksWeights':
         self._forget()
@@ -69,6 +69,7 @@ class CompiledModule(PacksWeights):
     def __init__(self, layers: nn.Module) -> None:
         """Take over the layers of another module, under their names."""
         super().__init__()
+        self.training = layers.training
         for name, layer in layers.named_children():
             self.add_module(name, layer)
         self._forget()
@@ -76,9 +77,10 @@ class CompiledModule(PacksWeights):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() and type(x) is Tensor and native.usable(x):
             self._forget_if_changed()
-            if self._packed is None:
-                self._packed = self._pack_if_possible()
-            dtype, weights = self._packed
+            packed = self._packed  # another thread may drop it at any time
+            if packed is None:
+                packed = self._packed = self._pack_if_possible()
+            dtype, weights = packed
             if x.dtype == dtype:
                 return self._by_operator(x, weights)
         return self._by_layers(x)
@@ -127,5 +129,5 @@ def packed(weight: Tensor) -> Tensor:
 
 def kernel_weights(conv: nn.Conv2d) -> list[Tensor]:
     """Kernels (k, k, C) and bias (C) of a depth-wise convolution."""
-    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
+    bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
     return in_float32(conv.weight[:, 0].permute(1, 2, 0), bias)

@@ -52,7 +52,7 @@ class FusedConv2d(PacksWeights, nn.Conv2d):
         self._forget()
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        if not self._runs_in_onednn(x):
+        if not self._runs_in_onednn(x) or (add is not None and add.dtype != x.dtype):
             y = ACTIVATIONS[self.activation](super().forward(x))
             return y if add is None else y + add
         self._forget_if_changed()
@@ -104,7 +104,7 @@ class FusedConv2d(PacksWeights, nn.Conv2d):
             x.device.type == 'cpu'
             and not torch.is_grad_enabled()
             and not native.needs_plain_operators(x)
-            and dtype == self._parameters['weight'].dtype
+            and dtype == self.weight.dtype
             and dtype in _onednn_dtypes()
             and torch.backends.mkldnn.enabled
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import batch_norm
-from .compiled import MIN_CHANNELS, in_float32, kernel_weights, product_weights
+from .compiled import KERNEL_SIZES, MIN_CHANNELS, in_float32, kernel_weights, product_weights
 from .conv_bn import DEFAULT_NORM, ConvBN, DepthwiseConv2d, NormCfg
 from .fused_conv import FusedConv2d
 from .ss2d import SS2D
@@ -144,7 +144,8 @@ class MRFFI(nn.Module):
         """Whether the compiled operator for folded blocks computes one with this mixer."""
         ss2d, wavelet = self.global_branch.ss2d, self.global_branch.wavelet
         narrowest = min(ss2d.conv.in_channels, *(n for n in self.splits[:2] if n))
-        return narrowest >= MIN_CHANNELS and wavelet.is_haar_level and ss2d.has_operator
+        known = narrowest >= MIN_CHANNELS and wavelet.convs[0].kernel_size[0] in KERNEL_SIZES
+        return known and wavelet.is_haar_level and ss2d.has_operator
 
     def operator_weights(self) -> list[Tensor]:
         """Folded weights in the order in which that operator reads them."""

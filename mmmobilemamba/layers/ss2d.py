@@ -12,8 +12,6 @@ from .compiled import in_float32, kernel_weights, packed, product_weights
 from .conv_bn import DEFAULT_NORM, ConvBN, DepthwiseConv2d, NormCfg, pointwise
 from .fused_conv import FusedConv2d
 
-NORM_EPS = 1e-5  # as in csrc/folded.cpp
-
 
 class SS2D(nn.Module):
     """State-space mixing of all pixels, read in row-major order and in its reverse.
@@ -54,7 +52,7 @@ class SS2D(nn.Module):
         self.dt_proj_bias = nn.Parameter(0.1 * torch.rand(directions, inner))
         self.A_log = nn.Parameter(torch.zeros(directions * inner, d_state))
         self.D = nn.Parameter(torch.ones(directions * inner))
-        self.out_norm = nn.LayerNorm(inner, NORM_EPS)
+        self.out_norm = nn.LayerNorm(inner)
         self.out_proj = ConvBN(inner, channels, norm_cfg=norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,6 +130,6 @@ class SS2D(nn.Module):
             in_float32(*(t.unflatten(0, (2, -1)) for t in of_scan), to_delta)
             + product_weights(self.out_proj, self.in_proj, self.gate_proj)
             + kernel_weights(self.conv)
-            + [packed(to_scan), torch.zeros(len(to_scan))]
+            + [packed(to_scan), *in_float32(to_scan.new_zeros(len(to_scan)))]
             + in_float32(self.out_norm.weight, self.out_norm.bias)
         )

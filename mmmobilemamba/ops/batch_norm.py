@@ -35,32 +35,34 @@ def batch_norm(norm: nn.Module, x: Tensor, relu: bool = False, add: Tensor | Non
 def _runs_natively(norm: nn.Module, x: Tensor) -> bool:
     return (
         type(norm) is nn.BatchNorm2d
-        and not (norm._forward_hooks or norm._forward_pre_hooks)
         and native.usable(x)
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.dim() == 4
         and x.shape[1] >= 16
-        and norm.affine
-        and norm.weight.dtype == torch.float32
+        # Faster than norm.weight, and there is much to normalise.
+        and (weight := norm._parameters['weight']) is not None
+        and weight.dtype == torch.float32
+        and not (norm._forward_hooks or norm._forward_pre_hooks)
         and _operator_registered()
     )
 
 
 def _compute(norm: nn.BatchNorm2d, x: Tensor, relu: bool, add: Tensor | None) -> Tensor:
     """As the forward pass of ``BatchNorm2d`` takes its arguments from its state."""
-    tracked = norm.running_mean, norm.running_var
-    training = norm.training or tracked == (None, None)
-    momentum = norm.momentum
+    parameters, buffers, momentum = norm._parameters, norm._buffers, norm.momentum
+    mean, variance, count = (buffers[k] for k in ('running_mean', 'running_var', 'num_batches_tracked'))
+    training = norm.training or (mean is None and variance is None)
     if training:
         F._verify_batch_size(x.shape)
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
+    if norm.training and count is not None:
+        count.add_(1)
         if momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
+            momentum = 1.0 / float(count)
     if norm.training and not norm.track_running_stats:
-        tracked = None, None
+        mean = variance = None
+    weight, bias = parameters['weight'], parameters['bias']
     return torch.ops.mmmobilemamba.batch_norm(
-        x, norm.weight, norm.bias, *tracked, training, momentum or 0.0, norm.eps, relu, add
+        x, weight, bias, mean, variance, training, momentum or 0.0, norm.eps, relu, add
     )
 
 

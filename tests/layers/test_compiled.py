@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -83,7 +84,6 @@ def test_bfloat16_is_as_near_as_the_layers_are(arch):
 
 
 def test_odd_channels_in_bfloat16():
-    """Products of an odd number of them run in float32."""
     module = folded(dict(SMALL, widths=[32, 89, 113]), torch.bfloat16)[2]
     x = torch.randn(1, 89, 9, 9).bfloat16()
     assert called(module, x)
@@ -119,6 +119,8 @@ def test_rows_that_are_not_finite_stay_apart():
         dict(arch=dict(SMALL, wavelet='db2')),
         dict(arch=dict(SMALL, wavelet_levels=2)),
         dict(arch=dict(SMALL, widths=[40, 88, 112], global_ratios=[0.8, 0.7, 0.6], local_ratios=[0.2] * 3)),
+        dict(arch=dict(SMALL, kernel_sizes=[9, 5, 3])),
+        dict(arch=dict(SMALL, kernel_sizes=[1, 5, 3])),
         dict(scan_backend='torch'),
         dict(scan_backend='reference'),
     ],
@@ -152,6 +154,96 @@ def test_weights_that_change_between_calls(kind):
     assert module.double()(x.double()).dtype == torch.float64
 
 
+def test_weights_at_the_address_of_those_before():
+    """Of tensors that lived for one call, as functional_call has them."""
+    module = folded()[0]
+    x, weight = torch.randn(1, channels(module), 6, 6), module.mixer.proj.weight.clone()
+    for factor in range(1, 6):
+        others = {'mixer.proj.weight': factor * weight}
+        y = torch.func.functional_call(module, others, x)
+        with native.avoided():
+            expected = torch.func.functional_call(module, others, x)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+        del others
+
+
+def test_layers_and_settings_that_are_replaced():
+    module, other = folded()[0], folded()[0]
+    x = torch.randn(1, channels(module), 6, 6)
+    for p in other.parameters():
+        p.mul_(1.5)
+    for _ in range(3):
+        module(x)
+    module.ffn_in.expand = other.ffn_in.expand
+    torch.testing.assert_close(module(x), by_layers(module, x), rtol=1e-4, atol=1e-4)
+    module.mixer = other.mixer
+    torch.testing.assert_close(module(x), by_layers(module, x), rtol=1e-4, atol=1e-4)
+    module.mixer.global_branch.ss2d.out_norm.eps = 0.5
+    torch.testing.assert_close(module(x), by_layers(module, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_settings_of_torch(dtype, monkeypatch):
+    module = folded(dtype=dtype)[0]
+    x = torch.randn(1, channels(module), 6, 6).to(dtype)
+    expected = copy.deepcopy(module)(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.testing.assert_close(module(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device('meta'):
+        assert copy.deepcopy(module)(x).device.type == 'cpu'
+    with torch.backends.mkldnn.flags(enabled=False):
+        torch.testing.assert_close(module(x), expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_other_threads_may_drop_what_is_packed():
+    module, failures = folded()[0], []
+    x = torch.randn(1, channels(module), 4, 4)
+
+    def call():
+        try:
+            with torch.no_grad():
+                for _ in range(100):
+                    module(x)
+        except Exception as err:
+            failures.append(err)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        module._forget()
+    assert not failures
+
+
+def test_maps_without_pixels_are_refused():
+    for module in folded()[:2]:
+        for size in ((4, 0), (0, 4)):
+            with pytest.raises(RuntimeError, match='folded: expected maps of at least one pixel'):
+                module(torch.randn(1, channels(module), *size))
+
+
+def test_copy_on_write_inputs(set_num_threads):
+    set_num_threads(2)
+    module = folded()[0]
+    x = torch.randn(1, channels(module), 40, 40).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(module(torch._lazy_clone(x)), module(x))
+
+
+def test_images_in_half_precision_under_autocast():
+    model = as_trained(MobileMamba('t2'))
+    model.switch_to_deploy()
+    x = torch.randn(1, 3, 64, 64).bfloat16()
+    with torch.autocast('cpu', torch.bfloat16), native.avoided():
+        expected = model(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        for y, z in zip(model(x), expected, strict=True):
+            torch.testing.assert_close(y.float(), z.float(), rtol=0.1, atol=0.1)
+
+
 def test_inference_mode():
     with torch.inference_mode():
         module = folded()[0]
@@ -160,21 +252,19 @@ def test_inference_mode():
 
 
 def test_wrong_weights_are_refused():
-    block, downsample, *_ = folded()
-    operators = torch.ops.mmmobilemamba.block, torch.ops.mmmobilemamba.downsample
-    for module, operator in zip((block, downsample), operators, strict=True):
+    for module in folded()[:2]:
         x = torch.randn(1, channels(module), 4, 4)
         module(x)
         _, weights = module._packed
         for wrong in (x[0], x.double(), x[:, :-1]):
             with pytest.raises(RuntimeError, match='folded: |product: '):
-                operator(wrong, weights)
+                module._by_operator(wrong, weights)
         for i in range(len(weights)):
             for wrong in (weights[i].double(), weights[i].flatten()[:-1]):
                 with pytest.raises((RuntimeError, IndexError)):
-                    operator(x, weights[:i] + [wrong] + weights[i + 1 :])
+                    module._by_operator(x, weights[:i] + [wrong] + weights[i + 1 :])
         with pytest.raises(RuntimeError, match='folded: too few weights'):
-            operator(x, weights[:5])
+            module._by_operator(x, weights[:5])
 
 
 @pytest.mark.parametrize('capability', ['avx2', 'default'])

@@ -23,7 +23,11 @@ constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
 
 // What the normalisation came to: y = (x - mean) · scale + bias.
 struct Normalisation {
-  at::Tensor mean, invstd, scale, bias;
+  at::Tensor numbers, bias;  // numbers: (3, C)
+  long C() const { return numbers.size(1); }
+  float* mean() const { return numbers.data_ptr<float>(); }
+  float* invstd() const { return mean() + C(); }
+  float* scale() const { return mean() + 2 * C(); }
 };
 
 void check(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
@@ -78,23 +82,23 @@ Normalisation normalisation(const at::Tensor& x, const at::Tensor& weight, const
                             const Optional& running_mean, const Optional& running_var, bool training,
                             double momentum, double eps) {
   const long C = x.size(1), rows = x.numel() / C;
-  const Normalisation n{at::empty_like(weight), at::empty_like(weight), at::empty_like(weight), bias};
-  float *const mean = n.mean.data_ptr<float>(), *const invstd = n.invstd.data_ptr<float>();
-  for (const Optional& r : {running_mean, running_var})
-    TORCH_CHECK(!r || (r->scalar_type() == at::kFloat && r->is_contiguous() && r->numel() == C),
+  for (const Optional* r : {&running_mean, &running_var})
+    TORCH_CHECK(!*r || ((*r)->scalar_type() == at::kFloat && (*r)->is_contiguous() && (*r)->numel() == C),
                 "batch_norm: running statistics must be contiguous float32 of ", C, " channels");
+  TORCH_CHECK(training || (running_mean && running_var), "batch_norm: no running statistics to normalise with");
+  const Normalisation n{at::empty({3, C}, weight.options()), bias};
+  float *const mean = n.mean(), *const invstd = n.invstd(), *const scale = n.scale();
+  const float* const weights = weight.const_data_ptr<float>();
   if (training) {
     moments(x, rows, C, mean, invstd);
     if (running_mean) track(*running_mean, mean, momentum, 1.0);
     if (running_var) track(*running_var, invstd, momentum, rows / std::max(1.0, rows - 1.0));
   } else {
-    TORCH_CHECK(running_mean && running_var, "batch_norm: no running statistics to normalise with");
-    n.mean.copy_(*running_mean), n.invstd.copy_(*running_var);
+    std::copy_n(running_mean->const_data_ptr<float>(), C, mean);
+    std::copy_n(running_var->const_data_ptr<float>(), C, invstd);
   }
-  for (long c = 0; c < C; ++c) {
-    invstd[c] = 1 / std::sqrt(invstd[c] + eps);
-    n.scale.data_ptr<float>()[c] = weight.const_data_ptr<float>()[c] * invstd[c];
-  }
+  for (long c = 0; c < C; ++c) invstd[c] = 1.0f / std::sqrt(invstd[c] + (float)eps);
+  for (long c = 0; c < C; ++c) scale[c] = weights[c] * invstd[c];
   return n;
 }
 
@@ -105,8 +109,8 @@ at::Tensor normalised(const at::Tensor& x, const Normalisation& n, bool relu, co
   const at::Tensor rest = add ? add->contiguous(kChannelsLast) : at::Tensor();
   TORCH_CHECK(!add || (rest.sizes() == x.sizes() && rest.scalar_type() == x.scalar_type()),
               "batch_norm: what is added does not fit to the input");
-  const Scaled p{x.size(1), x.const_data_ptr(), n.mean.const_data_ptr<float>(), n.scale.const_data_ptr<float>(),
-                 n.bias.const_data_ptr<float>(), activation(relu), add ? rest.const_data_ptr() : nullptr, y.data_ptr()};
+  const Scaled p{x.size(1), x.const_data_ptr(), n.mean(), n.scale(), n.bias.const_data_ptr<float>(), activation(relu),
+                 add ? rest.const_data_ptr() : nullptr, y.data_ptr()};
   const bool single = x.scalar_type() == at::kFloat;
   for_rows(x.numel() / p.C, p.C, [&](long begin, long end, long) {
     (single ? kernels().scale : kernels().scale_bfloat16)(p, begin, end);
@@ -121,11 +125,10 @@ std::array<at::Tensor, 3> gradients(const at::Tensor& grad, const at::Tensor& gi
   const long C = x.size(1), rows = x.numel() / C, most = at::get_num_threads();
   const at::Tensor dy = grad.to(x.scalar_type()).contiguous(kChannelsLast);
   const at::Tensor dx = at::empty(x.sizes(), x.options().memory_format(kChannelsLast));
-  const at::Tensor dweight = at::empty_like(n.scale), dbias = at::empty_like(n.scale);
+  const at::Tensor dweight = at::empty_like(n.bias), dbias = at::empty_like(n.bias);
   std::vector<float> parts(2 * most * C), of_x(C), rest(C);
-  const ScaledGradient p{C, dy.const_data_ptr(), x.const_data_ptr(), n.mean.const_data_ptr<float>(),
-                         n.scale.const_data_ptr<float>(), n.bias.const_data_ptr<float>(), activation(relu),
-                         of_x.data(), rest.data(), dx.data_ptr()};
+  const ScaledGradient p{C, dy.const_data_ptr(), x.const_data_ptr(), n.mean(), n.scale(),
+                         n.bias.const_data_ptr<float>(), activation(relu), of_x.data(), rest.data(), dx.data_ptr()};
   const bool single = x.scalar_type() == at::kFloat;
   for_rows(rows, C, [&](long begin, long end, long i) {
     (single ? kernels().gradient_sums : kernels().gradient_sums_bfloat16)(p, begin, end, &parts[2 * i * C],
@@ -134,7 +137,7 @@ std::array<at::Tensor, 3> gradients(const at::Tensor& grad, const at::Tensor& gi
   for (long c = 0; c < C; ++c) {
     double sum = 0, product = 0;
     for (long i = 0; i < most; ++i) sum += parts[2 * i * C + c], product += parts[(2 * i + 1) * C + c];
-    const double invstd = n.invstd.const_data_ptr<float>()[c];
+    const double invstd = n.invstd()[c];
     dbias.data_ptr<float>()[c] = sum;
     dweight.data_ptr<float>()[c] = product * invstd;
     // The mean and the variance of the batch depend on x as well.
@@ -163,7 +166,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     check(x, weight, bias);
     const at::Tensor in = x.contiguous(kChannelsLast);
     const Normalisation n = normalisation(in, weight, bias, running_mean, running_var, training, momentum, eps);
-    context->save_for_backward({x, weight, n.mean, n.invstd, n.scale, bias});
+    context->save_for_backward({x, weight, n.numbers, bias});
     auto& kept = context->saved_data;
     kept["training"] = training, kept["eps"] = eps, kept["relu"] = relu, kept["add"] = add.has_value();
     return normalised(in, n, relu, add);
@@ -175,14 +178,16 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     auto& kept = context->saved_data;
     const bool training = kept["training"].toBool(), relu = kept["relu"].toBool();
     const at::Tensor &x = saved[0], &weight = saved[1];
-    const Normalisation n{saved[2], saved[3], saved[4], saved[5]};
+    const Normalisation n{saved[2], saved[3]};
     std::array<at::Tensor, 3> d;
     if (at::GradMode::is_enabled()) {  // differentiable again
-      const auto wide = [](const at::Tensor& t) { return t.view({1, -1, 1, 1}); };
-      const at::Tensor dy = relu ? grads[0] * ((x.detach() - wide(n.mean)) * wide(n.scale) + wide(n.bias).detach() > 0) : grads[0];
-      const at::Tensor variance = n.invstd.pow(-2) - kept["eps"].toDouble();
+      const at::Tensor mean = n.numbers[0], invstd = n.numbers[1];
+      const double eps = kept["eps"].toDouble();
+      const auto wide = [](const at::Tensor& t) { return t.detach().view({1, -1, 1, 1}); };
+      const at::Tensor passed = (x.detach() - wide(mean)) * wide(n.numbers[2]) + wide(n.bias) > 0;
       std::tie(d[0], d[1], d[2]) = at::native_batch_norm_backward(
-          dy, x, weight, n.mean, variance, n.mean, n.invstd, training, kept["eps"].toDouble(), {true, true, true});
+          relu ? grads[0] * passed : grads[0], x, weight, mean, invstd.pow(-2) - eps, mean, invstd, training, eps,
+          {true, true, true});
     } else {
       d = gradients(grads[0], x, n, training, relu);
     }
@@ -194,6 +199,10 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
 at::Tensor differentiable(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                           const Optional& running_mean, const Optional& running_var, bool training, double momentum,
                           double eps, bool relu, const Optional& add) {
+  if (!at::GradMode::is_enabled()) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return forward(x, weight, bias, running_mean, running_var, training, momentum, eps, relu, add);
+  }
   return BatchNorm::apply(x, weight, bias, running_mean, running_var, training, momentum, eps, relu, add);
 }
 

@@ -13,7 +13,6 @@
 namespace {
 
 constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
-constexpr float kNormEps = 1e-5;  // as in layers/ss2d.py
 
 // The tensors of a list, one after the other.
 class Reader {
@@ -62,7 +61,7 @@ struct Pixels {
 
 template <typename T>
 Pixels<T> pixels(const at::Tensor& x) {
-  return {(T*)x.data_ptr(), x.size(1)};
+  return {(T*)x.const_data_ptr(), x.size(1)};  // data_ptr() must not be called by several threads at once
 }
 
 struct Size {
@@ -151,13 +150,14 @@ struct Mixer {
   Linear to_scan;
   at::Tensor norm_weight, norm_bias, wavelet;
   Linear proj;
+  float eps;
   std::optional<Local> local;
 
-  Mixer(Reader& list, long C)
+  Mixer(Reader& list, long C, double eps)
       : A(list.tensor()), skip(list.tensor()), delta_bias(list.tensor()), to_delta(list.tensor()), D(A.size(1)),
         out_proj(list.product(D)), in_proj(list.product(out_proj.N)), gate_proj(list.product(out_proj.N)), conv(list),
         to_scan(list.product(D)), norm_weight(list.floats({D})), norm_bias(list.floats({D})), wavelet(list.tensor()),
-        proj(list.product(C)) {
+        proj(list.product(C)), eps(eps) {
     if (!list.empty()) local.emplace(list);
     const long k = wavelet.size(1);
     TORCH_CHECK(in_proj.N == D && gate_proj.N == D && conv.C == D && proj.N == C
@@ -228,7 +228,7 @@ struct Mixer {
       const Pixels<T> in{pixels<T>(x).row(begin, W), C};
       multiply<T>(gate_proj, n, in, gated, Activation::kSwish);
       norm_gate<T>({D, scanned.const_data_ptr<float>() + first * D, norm_weight.const_data_ptr<float>(),
-                    norm_bias.const_data_ptr<float>(), kNormEps, gated.data}, n);
+                    norm_bias.const_data_ptr<float>(), eps, gated.data}, n);
       multiply<T>(out_proj, n, gated, mixed, Activation::kRelu, {pixels<T>(wavelets).row(begin, W), wide});
       if (local) {
         const Pixels<T> part{mixed.data + wide, C};
@@ -270,6 +270,7 @@ struct Merge {
     convolve<T>(dw, size, pixels<T>(wide), {(T*)small.data_ptr(), C}, 0, half.rows(), Activation::kRelu, 2);
     const at::Tensor hidden = at::linear(small.mean(1), squeeze, squeeze_bias).relu_();
     const at::Tensor gates = at::linear(hidden, excite, excite_bias).sigmoid_().to(at::kFloat);
+    TORCH_CHECK(gates.size(1) == C, "folded: the gates of a patch merging do not fit to ", C, " channels");
     const at::Tensor y = at::empty({size.B, project.N, half.H, half.W}, x.options().memory_format(kChannelsLast));
     for (long i = 0; i < size.B; ++i) {
       const Pixels<T> from{(T*)small.data_ptr() + i * pixels_out * C, C};
@@ -289,24 +290,15 @@ struct Merge {
 void check(const at::Tensor& x) {
   TORCH_CHECK(x.dim() == 4 && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16),
               "folded: expected (B, C, H, W) in float32 or bfloat16, given are ", x.sizes(), " in ", x.scalar_type());
-}
-
-// weights: those of DwFfn.
-at::Tensor dw_ffn(const at::Tensor& x, at::TensorList weights) {
-  check(x);
-  Reader list(weights);
-  const DwFfn layer(list);
-  TORCH_CHECK(x.size(1) == layer.dw.C, "folded: the weights do not fit to ", x.size(1), " channels");
-  const at::Tensor in = x.contiguous(kChannelsLast);
-  return x.scalar_type() == at::kFloat ? layer.run<float>(in) : layer.run<Bfloat16>(in);
+  TORCH_CHECK(x.size(2) > 0 && x.size(3) > 0, "folded: expected maps of at least one pixel, given are ", x.sizes());
 }
 
 // x + dw_ffn(mixer(dw_ffn(x))); weights: those of the two DwFfn, then of the Mixer.
-at::Tensor block(const at::Tensor& x, at::TensorList weights) {
+at::Tensor block(const at::Tensor& x, at::TensorList weights, double eps) {
   check(x);
   Reader list(weights);
   const DwFfn first(list), last(list);
-  const Mixer mixer(list, x.size(1));
+  const Mixer mixer(list, x.size(1), eps);
   TORCH_CHECK(x.size(1) == first.dw.C && x.size(1) == last.dw.C,
               "folded: the weights do not fit to ", x.size(1), " channels");
   const at::Tensor in = x.contiguous(kChannelsLast);
@@ -336,13 +328,11 @@ at::Tensor downsample(const at::Tensor& x, at::TensorList weights) {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
-  library.def("dw_ffn(Tensor x, Tensor[] weights) -> Tensor");
   library.def("downsample(Tensor x, Tensor[] weights) -> Tensor");
-  library.def("block(Tensor x, Tensor[] weights) -> Tensor");
+  library.def("block(Tensor x, Tensor[] weights, float eps) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(mmmobilemamba, CPU, library) {
-  library.impl("dw_ffn", &dw_ffn);
   library.impl("downsample", &downsample);
   library.impl("block", &block);
 }

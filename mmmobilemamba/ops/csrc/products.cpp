@@ -9,6 +9,9 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include <cstddef>
+#include <optional>
+
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 6
 #define BRGEMM
 #endif
@@ -34,9 +37,9 @@ long grain(long cost) { return std::max(1L, (1L << 18) / std::max(1L, cost)); }
 
 long padded(long K) { return count(K, kInputs) * kInputs; }
 
+#ifdef BRGEMM
 // One block of rows and columns begin ... end - 1.
 void multiply_bfloat16(const Linear& w, const Product& p, long rows, long begin, long end) {
-#ifdef BRGEMM
   const long columns = end - begin, K = padded(w.K);
   const at::BFloat16* x = (const at::BFloat16*)p.x;
   long stride = p.x_stride;
@@ -55,8 +58,17 @@ void multiply_bfloat16(const Linear& w, const Product& p, long rows, long begin,
   for (const void*& add : q.add) add = add ? (const Bfloat16*)add + begin : nullptr;
   q.y = (Bfloat16*)p.y + begin;
   kernels().finish_bfloat16(q, product, rows);
-#endif
 }
+
+// The registers of oneDNN's products, given back at the end of a loop.
+struct Release {
+  ~Release() { blas::brgemm_release(); }
+};
+#else
+struct Release {};
+
+void multiply_bfloat16(const Linear&, const Product&, long, long, long) {}
+#endif
 
 // The same in float32, all columns.
 void multiply_converted(const Product& p, long rows) {
@@ -95,7 +107,8 @@ long packed_size(long N, long K) { return count(N, kernels().panel / 2) * (kerne
 void* scratch(Slot slot, size_t bytes) {
   thread_local std::array<std::vector<std::max_align_t>, 4> memory;
   auto& here = memory[(size_t)slot];
-  if (here.size() * sizeof(std::max_align_t) < bytes) here.resize(bytes / sizeof(std::max_align_t) + 1);
+  const size_t size = bytes / sizeof(std::max_align_t) + 1;
+  if (here.size() < size) here = std::vector<std::max_align_t>(size);
   return here.data();
 }
 
@@ -125,14 +138,13 @@ void multiply(const Linear& w, Product p, long rows, Bfloat16) {
   const long tiles = count(rows, kRows), columns = converted ? w.N : count(count(w.N, threads), 64) * 64;
   const long pieces = count(w.N, columns);
   at::parallel_for(0, tiles * pieces, 1, [&](int64_t begin, int64_t end) {
+    std::optional<Release> release;
+    if (!converted) release.emplace();
     for (int64_t i = begin; i < end; ++i) {
       const long row = i % tiles * kRows, n = std::min(kRows, rows - row), column = i / tiles * columns;
       if (converted) multiply_converted(from_row(p, row), n);
       else multiply_bfloat16(w, from_row(p, row), n, column, std::min(w.N, column + columns));
     }
-#ifdef BRGEMM
-    if (!converted) blas::brgemm_release();
-#endif
   });
 }
 

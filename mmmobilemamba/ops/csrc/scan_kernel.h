@@ -220,7 +220,7 @@ struct Direction {
     const long stride = p.projected.stride, first = n * p.L + span.start;
     const long column = p.K * p.projected.rank + 2 * k * p.N + n;
     for (long t = 0; t < span.steps; ++t) {
-      const T* const row = rows + (span.start + t) * stride + column;
+      const T* const row = rows ? rows + (span.start + t) * stride + column : nullptr;
       B_[t] = rows ? load1(row) : B[first + t];
       C_[t] = rows ? load1(row + p.N) : C[first + t];
     }
