@@ -1,5 +1,6 @@
 """MobileMamba as a backbone of OpenMMLab detectors and segmentors (CVPR 2025, arXiv 2411.15941)."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
@@ -177,14 +178,14 @@ class MobileMamba(BaseModule):
 
     def _make_stem(self, in_channels: int, norm_cfg: NormCfg) -> nn.Sequential:
         width = self.arch.widths[0]
-        layers: list[nn.Module] = []
-        for divisor in (8, 4, 2, 1):
-            layers += [
-                ConvBN(in_channels, width // divisor, 3, stride=2, norm_cfg=norm_cfg),
-                nn.ReLU(inplace=True),
-            ]
+        convs = {}
+        for i, divisor in enumerate((8, 4, 2, 1)):
+            # Numbered as in the authors' checkpoints, where the ReLUs between them count.
+            convs[str(2 * i)] = ConvBN(
+                in_channels, width // divisor, 3, stride=2, norm_cfg=norm_cfg, relu=divisor > 1
+            )
             in_channels = width // divisor
-        return nn.Sequential(*layers[:-1])
+        return nn.Sequential(OrderedDict(convs))
 
     def _make_block(
         self, stage: int, drop_path_rate: float, scan_backend: str, norm_cfg: NormCfg
@@ -262,10 +263,6 @@ class MobileMamba(BaseModule):
         if not self.deployed:
             self.eval()
             fuse_children(self)
-            convs = self.stem[0::2]
-            for conv in convs[:-1]:
-                conv.activation = 'relu'
-            self.stem = convs
             self.requires_grad_(False)
             self.deployed = True
 

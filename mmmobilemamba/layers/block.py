@@ -7,7 +7,7 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor
 
 from .compiled import MIN_CHANNELS, CompiledModule, kernel_weights, product_weights
-from .conv_bn import DEFAULT_NORM, FFN, ConvBN, FusedFFN, NormCfg, PointwiseConv2d, ResidualConvBN
+from .conv_bn import DEFAULT_NORM, FFN, ConvBN, NormCfg, PointwiseConv2d, ResidualConvBN
 from .fused_conv import FusedConv2d
 from .mrffi import MRFFI
 
@@ -63,7 +63,7 @@ class FoldedBlock(CompiledModule):
         )
 
 
-def _residual_weights(dw: FusedConv2d, ffn: FusedFFN) -> list[Tensor]:
+def _residual_weights(dw: FusedConv2d, ffn: FFN) -> list[Tensor]:
     return kernel_weights(dw) + product_weights(ffn.expand, ffn.reduce)
 
 
@@ -86,18 +86,13 @@ class PatchMerging(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm_cfg: NormCfg = DEFAULT_NORM) -> None:
         super().__init__()
         hidden = 4 * in_channels
-        self.expand = ConvBN(in_channels, hidden, norm_cfg=norm_cfg)
-        self.dw = ConvBN(hidden, hidden, 3, stride=2, groups=hidden, norm_cfg=norm_cfg)
+        self.expand = ConvBN(in_channels, hidden, norm_cfg=norm_cfg, relu=True)
+        self.dw = ConvBN(hidden, hidden, 3, stride=2, groups=hidden, norm_cfg=norm_cfg, relu=True)
         self.se = SqueezeExcite(hidden)
         self.project = ConvBN(hidden, out_channels, norm_cfg=norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.se(self.dw(self.expand(x, relu=True), relu=True)))
-
-    def fuse(self) -> nn.Sequential:
-        """The same with the ReLUs taken in by the convolutions."""
-        self.expand.activation = self.dw.activation = 'relu'
-        return nn.Sequential(self.expand, self.dw, self.se, self.project)
+        return self.project(self.se(self.dw(self.expand(x))))
 
 
 class Downsample(nn.Sequential):
@@ -133,13 +128,13 @@ class FoldedDownsample(CompiledModule):
         return min(self.dw_in.in_channels, self.dw_out.in_channels) >= MIN_CHANNELS
 
     def _pack(self) -> list[Tensor]:
-        expand, dw, se, project = self.merge
+        merge, se = self.merge, self.merge.se
         gate = [t.detach() for fc in (se.fc1, se.fc2) for t in (fc.weight.flatten(1), fc.bias)]
         return (
             _residual_weights(self.dw_in, self.ffn_in)
             + _residual_weights(self.dw_out, self.ffn_out)
-            + product_weights(expand)
-            + kernel_weights(dw)
+            + product_weights(merge.expand)
+            + kernel_weights(merge.dw)
             + gate
-            + product_weights(project)
+            + product_weights(merge.project)
         )

@@ -46,7 +46,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, "same" padding, then batch normalisation.
+    """Convolution without bias, "same" padding, then batch normalisation, and a ReLU on demand.
 
     Args:
         in_channels: channels of the input.
@@ -56,6 +56,7 @@ class ConvBN(nn.Module):
         groups: groups of the convolution; equal to ``in_channels`` it is depth-wise.
         norm_cfg: OpenMMLab config of the normalisation, e.g. ``dict(type='SyncBN')``.
         zero_init: start the BN scale at 0, so that a residual branch starts as nothing.
+        relu: end with a ReLU.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class ConvBN(nn.Module):
         groups: int = 1,
         norm_cfg: NormCfg = DEFAULT_NORM,
         zero_init: bool = False,
+        relu: bool = False,
     ) -> None:
         super().__init__()
+        self.relu = relu
         if stride == 1 and groups == in_channels == out_channels:
             self.conv: nn.Conv2d = DepthwiseConv2d(in_channels, kernel_size)
         else:
@@ -80,13 +83,12 @@ class ConvBN(nn.Module):
         if zero_init:
             nn.init.zeros_(self.bn.weight)
 
-    def forward(self, x: Tensor, relu: bool = False, add: Tensor | None = None) -> Tensor:
-        """Followed by a ReLU, or by a sum, on demand."""
-        return batch_norm(self.bn, self.conv(x), relu, add)
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        return batch_norm(self.bn, self.conv(x), self.relu, add)
 
     def fuse(self) -> FusedConv2d:
         """One convolution, with bias, that computes the same in evaluation mode."""
-        return FusedConv2d(fuse_conv_bn_eval(self.conv, self.bn))
+        return FusedConv2d(fuse_conv_bn_eval(self.conv, self.bn), 'relu' if self.relu else 'none')
 
 
 class ResidualConvBN(ConvBN):
@@ -110,23 +112,8 @@ class FFN(nn.Module):
 
     def __init__(self, channels: int, norm_cfg: NormCfg = DEFAULT_NORM) -> None:
         super().__init__()
-        self.expand = ConvBN(channels, 2 * channels, norm_cfg=norm_cfg)
+        self.expand = ConvBN(channels, 2 * channels, norm_cfg=norm_cfg, relu=True)
         self.reduce = ConvBN(2 * channels, channels, norm_cfg=norm_cfg, zero_init=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.reduce(self.expand(x, relu=True), add=x)
-
-    def fuse(self) -> 'FusedFFN':
-        return FusedFFN(self)
-
-
-class FusedFFN(nn.Module):
-    """An :class:`FFN` of two convolutions that take in the ReLU and the sum."""
-
-    def __init__(self, ffn: FFN) -> None:
-        super().__init__()
-        self.expand, self.reduce = ffn.expand, ffn.reduce
-        self.expand.activation = 'relu'
 
     def forward(self, x: Tensor) -> Tensor:
         return self.reduce(self.expand(x), add=x)
