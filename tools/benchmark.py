@@ -23,7 +23,7 @@ from mmmobilemamba.arch import ARCHS
 from mmmobilemamba.benchmark import plot, profiling, results
 from mmmobilemamba.benchmark.candidates import Candidate, Workload
 from mmmobilemamba.benchmark.measure import Settings, measure
-from mmmobilemamba.engine import user_errors_reported
+from mmmobilemamba.engine import keep_freed_memory, user_errors_reported
 from mmmobilemamba.engine.config import check_writable
 from mmmobilemamba.errors import UserError
 from mmmobilemamba.evaluation.load import check_device, device_name
@@ -219,6 +219,8 @@ def run(args: argparse.Namespace, cases: list[list[Workload]]) -> tuple[list[res
         raise UserError('--dtypes float16 is for GPUs. On a CPU choose float32 or bfloat16.')
     if args.threads:
         torch.set_num_threads(args.threads)
+    if device.type == 'cpu':
+        keep_freed_memory()  # as the tools that train and test
     # Convolutions use it by default; the product they are measured against should too.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     settings = Settings(
