@@ -160,8 +160,8 @@ case $action in
     *) usage >&2 && exit 2 ;;
 esac
 
-# A stamp per finished step; new pins, or a moved checkout, call for every step again.
-stamps=$venv/quickstart-$({ echo "$PWD"; cat requirements.txt setup.py; } | cksum | tr ' ' '-')
+# A stamp per finished step; new pins, new operators, or a moved checkout call for every step again.
+stamps=$venv/quickstart-$({ echo "$PWD"; cat requirements.txt setup.py mmmobilemamba/ops/csrc/*; } | cksum | tr ' ' '-')
 # The default environment holds CPU builds of the compiled operators.
 export CUDA_VISIBLE_DEVICES=
 

@@ -258,7 +258,8 @@ class MobileMamba(BaseModule):
         """Fold what is linear: batch norms and identity branches into convolutions, scales into weights.
 
         The outputs stay the same up to rounding. Device and data type are kept; a second call does
-        nothing. The folded network cannot be trained, and takes the checkpoints of folded ones only.
+        nothing. The folded network cannot be trained, and takes the checkpoints of folded ones only. On a
+        CPU its blocks are compiled operators, which run no forward hooks of the layers inside.
         """
         if not self.deployed:
             self.eval()

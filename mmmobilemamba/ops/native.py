@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..compat import has_tangent, is_compiling
 
+# Operators that a library from before the last change of their arguments, or of others', does not have.
+NEWEST = 'batch_norm', 'block'
+
 
 @cache
 def missing() -> str | None:
@@ -27,6 +30,8 @@ def missing() -> str | None:
         torch.ops.load_library(str(library))
     except OSError as err:
         return f'its kernel does not load ({err})'
+    if not all(hasattr(torch.ops.mmmobilemamba, name) for name in NEWEST):
+        return 'its kernel was built for an older version of mmmobilemamba'
     return None
 
 

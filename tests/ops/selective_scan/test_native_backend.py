@@ -159,3 +159,8 @@ def test_kernel_of_another_torch(not_built, monkeypatch, tmp_path, release, reas
     monkeypatch.setattr(Path, 'glob', lambda self, pattern: [broken])
     with pytest.raises(UserError, match=reason + '.*pip install --no-build-isolation'):
         check_backend('native')
+
+
+def test_kernel_of_an_older_version(built, monkeypatch):
+    monkeypatch.setattr(native, 'NEWEST', ('operator_of_the_future',))
+    assert native.missing.__wrapped__() == 'its kernel was built for an older version of mmmobilemamba'
