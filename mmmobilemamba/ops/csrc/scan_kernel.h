@@ -57,6 +57,11 @@ static inline void transpose8(Vec8* x) {
 // tile[t][c] ← source(c, t), whatever the strides; what lies beyond the edge becomes zero.
 template <typename T>
 static void load_tile(const T* source, long stride_c, long stride_t, long lanes, long steps, Tile& tile) {
+  if (stride_c == 1 && lanes == kLanes && steps == kSteps) {
+    for (long t = 0; t < kSteps; ++t)
+      for (long v = 0; v < kVecs; ++v) tile[t][v] = load_vec(source + t * stride_t + v * kWidth);
+    return;
+  }
   if (lanes < kLanes || steps < kSteps)
     for (long t = 0; t < kSteps; ++t)
       for (long v = 0; v < kVecs; ++v) tile[t][v] = Vec{};
@@ -83,6 +88,14 @@ static void load_tile(const T* source, long stride_c, long stride_t, long lanes,
 // target(c, t) ← tile[t][c], or += where kAdd.
 template <bool kAdd>
 static void store_tile(const Tile& tile, float* target, long stride_c, long stride_t, long lanes, long steps) {
+  if (stride_c == 1 && lanes == kLanes) {
+    for (long t = 0; t < steps; ++t)
+      for (long v = 0; v < kVecs; ++v) {
+        float* const place = target + t * stride_t + v * kWidth;
+        store_vec(place, kAdd ? tile[t][v] + load_vec(place) : tile[t][v]);
+      }
+    return;
+  }
   const long lanes8 = stride_c == 1 || stride_t == 1 ? lanes & -8 : 0;
   const long steps8 = stride_c == 1 ? steps : stride_t == 1 ? steps & -8 : 0;
   if (stride_c == 1) {
