@@ -132,7 +132,7 @@ setup() {
     step torch 'PyTorch (1 to 5 min, by the connection)' install_torch
     step mmcv 'mmcv (seconds with a ready-made wheel, else about 15 min on two cores)' install_mmcv
     step others 'the other packages of requirements.txt (1 min)' install_others
-    step package 'this package and its compiled operators (1 min)' install_package
+    step package 'this package and its compiled operators (1 to 2 min)' install_package
 }
 
 demo() {
