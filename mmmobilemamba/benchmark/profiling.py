@@ -23,6 +23,8 @@ GROUPS = {
     'copies': ('copy', 'cat', 'stack', 'clone', 'contiguous', 'pad', 'fill', 'zero', 'reorder', 'to_dense'),
     'pooling and resizing': ('pool', 'upsample', 'mean', 'interpolate', 'roi_align'),
     'sums and products': ('add', 'mul', 'sub', 'div', 'sum', 'exp'),
+    # Parts of csrc/folded.cpp, which all of the above go into.
+    'folded blocks': ('dw_ffn', 'scan_inputs', 'wavelets', 'mix', 'merge', 'block', 'downsample'),
 }
 
 

@@ -49,6 +49,7 @@ def test_times_are_summed_by_kind():
         ('aten::silu_', 'activations'),
         ('aten::cat', 'copies'),
         ('aten::mean', 'pooling and resizing'),
+        ('mmmobilemamba::dw_ffn', 'folded blocks'),
         ('aten::view', 'other'),
         (SCAN, SCAN),
     ],
