@@ -160,4 +160,5 @@ print(faults(2), faults(10))
 """
     run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
     first, rest = map(int, run.stdout.split()[-2:])
-    assert first > 1000 > rest
+    # Ten rounds would need five times as many if all were handed out anew. Few are, where pieces move.
+    assert rest < first / 4
