@@ -6,9 +6,9 @@ gives the state that enters each chunk, and T more steps fill in the states betw
 a product of decays, so that nothing overflows.
 
 The work goes through tiles of channels that stay in the processor's cache. Arrays of a tile are laid out as
-(T, b, c, d) or (T, b, c, N, d), d channels innermost: what one step touches is contiguous, and position l
-is step l % T of chunk l // T. The backward pass computes the states of a tile anew, so that between
-the two passes nothing but the inputs is kept.
+(b, c · T, d) or (b, c · T, N, d), d channels innermost: one step touches a contiguous row in each chunk.
+The backward pass computes the states of a tile anew, so that between the two passes nothing but the inputs
+is kept.
 """
 
 import math
@@ -50,48 +50,27 @@ class _Tiling:
         return cls(b, d, length, steps, -(-length // steps))
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return self.steps, self.batch, self.chunks, self.channels
-
-    @property
-    def padding(self) -> int:
-        return self.steps * self.chunks - self.length
+    def shape(self) -> tuple[int, int, int]:
+        return self.batch, self.steps * self.chunks, self.channels
 
     def load(self, x: Tensor, out: Tensor) -> Tensor:
-        """Copy x (b, d, L) to out (T, b, c, d), with zeros behind the last position."""
-        if _needs_transposition(x):
-            x = _transpose_matrices(x.unflatten(1, (-1, self._width)))  # (b, s, L, w)
-            x, out_ = x.transpose(1, 2), out.unflatten(3, (-1, self._width))
-        else:
-            x, out_ = x.transpose(1, 2), out
-        if self.padding:
-            x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, self.padding))
-        out_.copy_(x.unflatten(1, (self.chunks, self.steps)).movedim(2, 0))
+        """Copy x (b, d, L) to out (b, c·T, d), with zeros behind the last position."""
+        if self.length < out.shape[1]:
+            out[:, self.length :] = 0
+        _copy_transposed(x, out[:, : self.length], 32)
         return out
 
-    def load_rows(self, x: Tensor) -> Tensor:
-        """Give x (b, N, L) as (T, b, c, N, 1), to be combined with (T, b, c, N, d)."""
-        x = F.pad(x, (0, self.padding)).unflatten(2, (self.chunks, self.steps))
-        return x.permute(3, 0, 2, 1).contiguous()[..., None]
-
     def store(self, x: Tensor, out: Tensor) -> None:
-        """Copy x (T, b, c, d) to out (b, d, L)."""
-        if _needs_transposition(out):
-            x = x.unflatten(3, (-1, self._width)).permute(1, 3, 2, 0, 4).flatten(2, 3)
-            x = _transpose_matrices(x[:, :, : self.length]).flatten(1, 2)
-        elif self.padding:
-            x = x.permute(1, 3, 2, 0).flatten(2, 3)[..., : self.length]
-        else:
-            x, out = x.permute(1, 3, 2, 0), out.unflatten(2, (self.chunks, self.steps))
-        out.copy_(x)
+        """Copy x (b, c·T, d) to out (b, d, L)."""
+        _copy_transposed(x[:, : self.length], out, 256)
+
+    def load_rows(self, x: Tensor) -> Tensor:
+        """Give x (b, N, L) as (b, c·T, N, 1), to be combined with (b, c·T, N, d)."""
+        return F.pad(x, (0, self.steps * self.chunks - self.length)).transpose(1, 2)[..., None]
 
     def rows(self, x: Tensor) -> Tensor:
-        """Give x (T, b, c, N) as (b, N, L)."""
-        return x.permute(1, 3, 2, 0).flatten(2, 3)[..., : self.length]
-
-    @property
-    def _width(self) -> int:
-        return _divisor_up_to(self.channels, 64)
+        """Give x (b, c·T, N) as (b, N, L)."""
+        return x[:, : self.length].transpose(1, 2)
 
 
 def _divisor_up_to(n: int, limit: int) -> int:
@@ -104,27 +83,26 @@ def _chunk_length(n: int) -> int:
     return min(divisors, key=lambda t: abs(math.log(t / 12)), default=12)
 
 
-def _needs_transposition(x: Tensor) -> bool:
-    return x.device.type == 'cpu' and x.dtype == torch.float32 and x[0].is_contiguous() and x.shape[2] > 1
+def _copy_transposed(x: Tensor, out: Tensor, width: int) -> None:
+    """Copy x (b, m, n) to out (b, n, m).
 
-
-def _transpose_matrices(x: Tensor) -> Tensor:
-    """Give x (b, s, m, n), with contiguous matrices, as contiguous (b, s, n, m).
-
-    On a CPU, copying a transposed view misses the cache at almost every element. Shuffling the m·n
-    "channels" of b·s pixels is the same permutation in small blocks, up to ten times as fast.
+    One row of out takes one element from each row of x. Where those share the few places that a cache of a
+    CPU has for addresses a power of two apart, they are gone before the next row needs their neighbours:
+    only ``width`` columns of out are copied at once then.
     """
-    b, s, m, n = x.shape
-    pixels = x.reshape(b * s, 1, 1, m * n).permute(0, 3, 1, 2)
-    return torch.native_channel_shuffle(pixels, m).permute(0, 2, 3, 1).view(b, s, n, m)
+    x = x.transpose(1, 2)
+    if x.device.type != 'cpu' or x.stride(2) * x.element_size() % 1024:
+        width = x.shape[2]
+    for part, out_part in zip(x.split(width, 2), out.split(width, 2), strict=True):
+        out_part.copy_(part)
 
 
-def _scan_(decay: Tensor, state: Tensor, backwards: bool) -> None:
-    """``state_l += decay_l · state_{l-1}`` over all positions in place; both (T, b, c, ...)."""
-    a, h = decay.unbind(), state.unbind()
-    order = range(len(a))[:: -1 if backwards else 1]
+def _scan_(decay: Tensor, state: Tensor, steps: int, backwards: bool) -> None:
+    """``state_l += decay_l · state_{l-1}`` over all positions in place; both (b, c·T, ...), T ``steps``."""
+    a, h = (x.unflatten(1, (-1, steps)).unbind(2) for x in (decay, state))
+    order = range(steps)[:: -1 if backwards else 1]
     first = order[0]
-    if decay.shape[2] > 1:
+    if a[first].shape[1] > 1:
         p, s = a[first].clone(), h[first].clone()
         for t in order[1:]:
             torch.addcmul(h[t], a[t], s, out=s)
@@ -140,20 +118,18 @@ def _scan_chunks(p: Tensor, s: Tensor, backwards: bool) -> Tensor:
     """The same scan over dimension 1 of p and s (b, c, N, d), which are overwritten."""
     count = p.shape[1]
     steps = count if count < 12 else _chunk_length(count)
-    padding = -count % steps
-    if padding:
+    if padding := -count % steps:
         p, s = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (p, s))
-    p_, s_ = (x.unflatten(1, (-1, steps)).movedim(2, 0) for x in (p, s))
-    _scan_(p_, s_, backwards)
+    _scan_(p, s, steps, backwards)
     return s[:, :count]
 
 
 def _shift(x: Tensor, backwards: bool, out: Tensor) -> Tensor:
-    """out_l = x_{l-1}, the value at the position scanned before (zero at the first); (T, b, c, ...)."""
+    """out_l = x_{l-1}, the value at the position scanned before (zero at the first); (b, c·T, ...)."""
     if backwards:
-        out[:-1], out[-1, :, :-1], out[-1, :, -1] = x[1:], x[0, :, 1:], 0
+        out[:, :-1], out[:, -1] = x[:, 1:], 0
     else:
-        out[1:], out[0, :, 1:], out[0, :, 0] = x[:-1], x[-1, :, :-1], 0
+        out[:, 1:], out[:, 0] = x[:, :-1], 0
     return out
 
 
@@ -182,12 +158,12 @@ class _Work:
         self.decay, self.state = self.state_buffer(), self.state_buffer()
 
     def buffer(self) -> Tensor:
-        """Room for (T, b, c, d)."""
+        """Room for (b, c·T, d)."""
         return self.A.new_empty(self.tiling.shape)
 
     def state_buffer(self) -> Tensor:
-        """Room for (T, b, c, N, d)."""
-        return self.A.new_empty(*self.tiling.shape[:3], self.A.shape[2], self.tiling.channels)
+        """Room for (b, c·T, N, d)."""
+        return self.A.new_empty(*self.tiling.shape[:2], self.A.shape[2], self.tiling.channels)
 
     def tiles(self) -> Iterator['_Tile']:
         batch, channels = self.u_source.shape[:2]
@@ -209,26 +185,26 @@ class _Tile:
     channels: slice
 
     def load(self, x: Tensor, out: Tensor, k: int | None = None) -> Tensor:
-        """Copy this tile of x (b, D, L), or of direction k of x (b, K, D, L), to out (T, b, c, d)."""
-        return self.work.tiling.load(self._of(x, k).to(out.dtype), out)
+        """Copy this tile of x (b, D, L), or of direction k of x (b, K, D, L), to out (b, c·T, d)."""
+        return self.work.tiling.load(self._of(x, k), out)
 
     def store(self, x: Tensor, out: Tensor, k: int | None = None) -> None:
-        """Copy x (T, b, c, d) to this tile of out (b, D, L), or of direction k of out (b, K, D, L)."""
+        """Copy x (b, c·T, d) to this tile of out (b, D, L), or of direction k of out (b, K, D, L)."""
         self.work.tiling.store(x, self._of(out, k))
 
     def _of(self, x: Tensor, k: int | None) -> Tensor:
         return x[self.images, self.channels] if k is None else x[self.images, k, self.channels]
 
     def load_rows(self, x: Tensor, k: int) -> Tensor:
-        """Direction k of B or C, to be combined with (T, b, c, N, d)."""
+        """Direction k of B or C, to be combined with (b, c·T, N, d)."""
         if x.dim() == 3:
             return x[k, self.channels].t().contiguous()
         return self.work.tiling.load_rows(x[self.images, k, self._group(x)])
 
     def add_rows(self, product: Tensor, k: int, out: Tensor) -> None:
-        """Sum product (T, b, c, N, d) into direction k of the gradient of B or C."""
+        """Sum product (b, c·T, N, d) into direction k of the gradient of B or C."""
         if out.dim() == 3:
-            out[k, self.channels] += product.sum((0, 1, 2)).t()
+            out[k, self.channels] += product.sum((0, 1)).t()
         else:
             out[self.images, k, self._group(out)] += self.work.tiling.rows(product.sum(-1))
 
@@ -244,17 +220,14 @@ class _Tile:
         if work.delta_softplus:
             if slope is not None:
                 torch.sigmoid(z, out=slope)
-            # max(z, 0) + log1p(exp(-|z|)); on a CPU twice as fast as F.softplus
-            rest = work.state.view(-1)[: z.numel()].view_as(z)
-            torch.abs(z, out=rest).mul_(-LOG2_E).exp2_().log1p_()
-            z.clamp_min_(0).add_(rest)
+            torch.logaddexp(z, z.new_zeros(()), out=z)  # F.softplus, in place
         elif slope is not None:
             slope.fill_(1)
-        step = z.unsqueeze(3)
+        step = z.unsqueeze(2)
         torch.mul(step, work.A[k, self.channels].t() * LOG2_E, out=work.decay).exp2_()
-        if padding := work.tiling.padding:
-            work.decay[-padding:, :, -1] = 0
-        torch.mul(work.u.unsqueeze(3), self.load_rows(work.B, k), out=work.state).mul_(step)
+        if work.tiling.length < step.shape[1]:
+            work.decay[:, work.tiling.length :] = 0
+        torch.mul(work.u.unsqueeze(2), self.load_rows(work.B, k), out=work.state).mul_(step)
 
 
 def _forward(
@@ -278,12 +251,12 @@ def _forward(
             torch.mul(work.u, work.D[:, tile.channels].sum(0), out=total)
         for k in range(delta.shape[1]):
             tile.discretise(k)
-            _scan_(work.decay, work.state, backwards=k == 1)
+            _scan_(work.decay, work.state, work.tiling.steps, backwards=k == 1)
             rows = tile.load_rows(work.C, k)
             if A.shape[2] == 1:
-                total.addcmul_(work.state.squeeze(3), rows.squeeze(-2))
+                total.addcmul_(work.state.squeeze(2), rows.squeeze(-2))
             else:
-                total.add_(work.state.mul_(rows).sum(3))
+                total.add_(work.state.mul_(rows).sum(2))
         tile.store(total, y)
     return y
 
@@ -310,6 +283,7 @@ def _backward(
     dA, dB, dC, dD, dbias = sums = [None if x is None else torch.zeros_like(x) for x in sums]
     dy, du, slope = work.buffer(), work.buffer(), work.buffer()
     g, spare = work.state_buffer(), work.state_buffer()
+    steps = work.tiling.steps
     for tile in work.tiles():
         part = tile.channels
         tile.load(u, work.u)
@@ -317,24 +291,24 @@ def _backward(
         if D is None:
             du.zero_()
         else:
-            dD[:, part] += torch.mul(dy, work.u, out=du).sum((0, 1, 2))
+            dD[:, part] += torch.mul(dy, work.u, out=du).sum((0, 1))
             torch.mul(dy, work.D[:, part].sum(0), out=du)
         for k in range(delta.shape[1]):
             tile.discretise(k, slope)
-            decay, h, step = work.decay, work.state, work.delta.unsqueeze(3)
-            torch.mul(dy.unsqueeze(3), tile.load_rows(work.C, k), out=g)
-            _scan_(_shift(decay, k == 0, spare), g, backwards=k == 0)
-            _scan_(decay, h, backwards=k == 1)
-            tile.add_rows(torch.mul(h, dy.unsqueeze(3), out=spare), k, dC)
+            decay, h, step = work.decay, work.state, work.delta.unsqueeze(2)
+            torch.mul(dy.unsqueeze(2), tile.load_rows(work.C, k), out=g)
+            _scan_(_shift(decay, k == 0, spare), g, steps, backwards=k == 0)
+            _scan_(decay, h, steps, backwards=k == 1)
+            tile.add_rows(torch.mul(h, dy.unsqueeze(2), out=spare), k, dC)
             kept = _shift(h, k == 1, spare).mul_(decay).mul_(g)  # g_t exp(Δ_t A) h_{t-1}
-            dA[k, part] += torch.mul(kept, step, out=decay).sum((0, 1, 2)).t()
-            tile.add_rows(torch.mul(g, step, out=h).mul_(work.u.unsqueeze(3)), k, dB)
+            dA[k, part] += torch.mul(kept, step, out=decay).sum((0, 1)).t()
+            tile.add_rows(torch.mul(g, step, out=h).mul_(work.u.unsqueeze(2)), k, dB)
             received = _over_states(g.mul_(tile.load_rows(work.B, k)))  # dL / d(Δ_t u_t)
             du.addcmul_(work.delta, received)
             ddelta = _over_states(kept.mul_(work.A[k, part].t()))
             ddelta.addcmul_(work.u, received).mul_(slope)
             if dbias is not None:
-                dbias[k, part] += ddelta.sum((0, 1, 2))
+                dbias[k, part] += ddelta.sum((0, 1))
             tile.store(ddelta, ddelta_all, k)
         tile.store(du, du_all)
     given = [x for x in (A, B, C, D, delta_bias) if x is not None]
@@ -343,8 +317,8 @@ def _backward(
 
 
 def _over_states(x: Tensor) -> Tensor:
-    """Sum (T, b, c, N, d) over N, without a copy where N is 1."""
-    return x.squeeze(3) if x.shape[3] == 1 else x.sum(3)
+    """Sum (b, c·T, N, d) over N, without a copy where N is 1."""
+    return x.squeeze(2) if x.shape[2] == 1 else x.sum(2)
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
