@@ -30,7 +30,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
             t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias)
         )
     if _runs_natively(x, weight):
-        return _DepthwiseConv.apply(x, weight, bias)
+        return torch.ops.mmmobilemamba.depthwise_conv2d(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
 
@@ -43,35 +43,6 @@ def _runs_natively(x: Tensor, weight: Tensor) -> bool:
         and x.shape[1] >= 16
         and _operators_registered()
     )
-
-
-class _DepthwiseConv(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.ops.mmmobilemamba.depthwise_conv2d(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        dx = dweight = dbias = None
-        if needs_x:
-            # Of odd kernels without stride the transposed convolution is one with the kernels turned round.
-            dx = _DepthwiseConv.apply(grad, weight.flip(2, 3), None)
-        if needs_weight:
-            dweight = _weight_gradient(grad, x, weight.shape)
-        if needs_bias:
-            dbias = grad.sum((0, 2, 3))
-        return dx, dweight, dbias
-
-
-def _weight_gradient(grad: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
-    kernel_size = shape[-1]
-    if torch.is_grad_enabled():
-        # Differentiable again, for backward(create_graph=True).
-        return torch.nn.grad.conv2d_weight(x, shape, grad, padding=kernel_size // 2, groups=shape[0])
-    return torch.ops.mmmobilemamba.depthwise_weight_gradient(grad, x, kernel_size).to(x.dtype)
 
 
 @cache

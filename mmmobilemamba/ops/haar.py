@@ -69,8 +69,6 @@ def _operators_registered() -> bool:
     name = 'mmmobilemamba::haar_'
     torch.library.register_fake(name + 'analysis', _fake_analysis)
     torch.library.register_fake(name + 'synthesis', _fake_synthesis)
-    torch.library.register_autograd(name + 'analysis', _analysis_backward, setup_context=_keep_size)
-    torch.library.register_autograd(name + 'synthesis', _synthesis_backward)
     return True
 
 
@@ -87,15 +85,3 @@ def _fake_analysis(x: Tensor) -> Tensor:
 def _fake_synthesis(y: Tensor, height: int, width: int) -> Tensor:
     image = y.new_empty(y.shape[0], y.shape[1] // 4, height, width)
     return image.to(memory_format=_memory_format(y))
-
-
-def _keep_size(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.size = inputs[0].shape[2:]
-
-
-def _analysis_backward(ctx, grad: Tensor) -> Tensor:
-    return haar_synthesis(grad, *ctx.size)
-
-
-def _synthesis_backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-    return haar_analysis(grad), None, None

@@ -1,18 +1,23 @@
-// Depth-wise convolutions on CPUs and the gradient of their weights; the arithmetic is in depthwise_kernel.h.
+// Depth-wise convolutions on CPUs, and their gradient; the arithmetic is in depthwise_kernel.h.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
 
 namespace {
 
+using Optional = std::optional<at::Tensor>;
 constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
 
 void check(const at::Tensor& x, int64_t k) {
@@ -20,7 +25,7 @@ void check(const at::Tensor& x, int64_t k) {
   TORCH_CHECK(k == 3 || k == 5 || k == 7, "depthwise: kernels of ", k, " pixels are not supported");
 }
 
-at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const Optional& bias) {
   const long k = weight.size(-1), C = x.size(1);
   check(x, k);
   TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
@@ -55,6 +60,54 @@ at::Tensor weight_gradient(const at::Tensor& grad, const at::Tensor& x, int64_t 
   return dweight;
 }
 
+// The operators through the dispatcher, which knows tensors without data as well.
+at::Tensor call(const at::Tensor& x, const at::Tensor& weight, const Optional& bias) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("mmmobilemamba::depthwise_conv2d", "")
+                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const Optional&)>();
+  return op.call(x, weight, bias);
+}
+
+at::Tensor call_weight_gradient(const at::Tensor& grad, const at::Tensor& x, int64_t k) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("mmmobilemamba::depthwise_weight_gradient", "")
+                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t)>();
+  return op.call(grad, x, k);
+}
+
+struct DepthwiseConv : torch::autograd::Function<DepthwiseConv> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
+                            const Optional& bias) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    context->save_for_backward({x, weight});
+    context->saved_data["bias"] = bias.has_value();
+    return call(x, weight, bias);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grads) {
+    const auto saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[1], &grad = grads[0];
+    const long k = weight.size(-1);
+    at::Tensor dx, dweight, dbias;
+    // Of odd kernels without stride the transposed convolution is one with the kernels turned round.
+    if (context->needs_input_grad(0)) dx = call(grad, weight.flip({2, 3}), {});
+    if (context->needs_input_grad(1)) {
+      if (at::GradMode::is_enabled())  // differentiable again
+        dweight = std::get<1>(at::convolution_backward(grad, x, weight, {}, {1, 1}, {k / 2, k / 2}, {1, 1}, false,
+                                                       {0, 0}, x.size(1), {false, true, false}));
+      else
+        dweight = call_weight_gradient(grad, x, k).to(weight.scalar_type());
+    }
+    if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) dbias = grad.sum({0, 2, 3});
+    return {dx, dweight, dbias};
+  }
+};
+
+at::Tensor differentiable(const at::Tensor& x, const at::Tensor& weight, const Optional& bias) {
+  return DepthwiseConv::apply(x, weight, bias);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
@@ -66,3 +119,5 @@ TORCH_LIBRARY_IMPL(mmmobilemamba, CPU, library) {
   library.impl("depthwise_conv2d", &convolution);
   library.impl("depthwise_weight_gradient", &weight_gradient);
 }
+
+TORCH_LIBRARY_IMPL(mmmobilemamba, AutogradCPU, library) { library.impl("depthwise_conv2d", &differentiable); }

@@ -5,10 +5,13 @@
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -123,6 +126,53 @@ at::Tensor synthesis(const at::Tensor& y, int64_t height, int64_t width) {
   return image;
 }
 
+// The operators through the dispatcher, which knows tensors without data as well.
+at::Tensor call_analysis(const at::Tensor& x) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("mmmobilemamba::haar_analysis", "")
+                             .typed<at::Tensor(const at::Tensor&)>();
+  return op.call(x);
+}
+
+at::Tensor call_synthesis(const at::Tensor& y, c10::SymInt height, c10::SymInt width) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("mmmobilemamba::haar_synthesis", "")
+                             .typed<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt)>();
+  return op.call(y, std::move(height), std::move(width));
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct Analysis : torch::autograd::Function<Analysis> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const at::Tensor bands = call_analysis(x);
+    context->saved_data["height"] = x.sym_size(2), context->saved_data["width"] = x.sym_size(3);
+    return bands;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    auto& kept = context->saved_data;
+    return {call_synthesis(grads[0], kept["height"].toSymInt(), kept["width"].toSymInt())};
+  }
+};
+
+struct Synthesis : torch::autograd::Function<Synthesis> {
+  static at::Tensor forward(AutogradContext*, const at::Tensor& y, c10::SymInt height, c10::SymInt width) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return call_synthesis(y, std::move(height), std::move(width));
+  }
+
+  static variable_list backward(AutogradContext*, variable_list grads) { return {call_analysis(grads[0]), {}, {}}; }
+};
+
+at::Tensor differentiable_analysis(const at::Tensor& x) { return Analysis::apply(x); }
+
+at::Tensor differentiable_synthesis(const at::Tensor& y, c10::SymInt height, c10::SymInt width) {
+  return Synthesis::apply(y, std::move(height), std::move(width));
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
@@ -133,4 +183,9 @@ TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
 TORCH_LIBRARY_IMPL(mmmobilemamba, CPU, library) {
   library.impl("haar_analysis", &analysis);
   library.impl("haar_synthesis", &synthesis);
+}
+
+TORCH_LIBRARY_IMPL(mmmobilemamba, AutogradCPU, library) {
+  library.impl("haar_analysis", &differentiable_analysis);
+  library.impl("haar_synthesis", &differentiable_synthesis);
 }
