@@ -1,6 +1,5 @@
 """MobileMamba as a backbone of OpenMMLab detectors and segmentors (CVPR 2025, arXiv 2411.15941)."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
@@ -18,7 +17,7 @@ from ..arch import NUM_STAGES, Arch
 from ..checkpoint import load_pretrained, prepare_backbone_state_dict
 from ..deploy import fuse_children
 from ..errors import UserError
-from ..layers import ConvBN, Downsample, MobileMambaBlock
+from ..layers import Downsample, MobileMambaBlock, Stem
 from ..layers.conv_bn import DEFAULT_NORM, NormCfg
 from ..ops import check_backend
 
@@ -123,7 +122,7 @@ class MobileMamba(BaseModule):
         self.out_channels = tuple((widths[0], *widths)[i] for i in self.out_indices)
         self.out_strides = tuple((16, 16, 32, 64)[i] for i in self.out_indices)
 
-        self.stem = self._make_stem(in_channels, norm_cfg)
+        self.stem = Stem(in_channels, widths[0], norm_cfg)
         rate = self.arch.drop_path_rate if drop_path_rate is None else drop_path_rate
         rates = torch.linspace(0, rate, sum(self.arch.depths), device='cpu').split(self.arch.depths)
         self.num_stages = max(self.out_indices)
@@ -176,17 +175,6 @@ class MobileMamba(BaseModule):
                 "dict(type='BN') or dict(type='SyncBN')"
             )
 
-    def _make_stem(self, in_channels: int, norm_cfg: NormCfg) -> nn.Sequential:
-        width = self.arch.widths[0]
-        convs = {}
-        for i, divisor in enumerate((8, 4, 2, 1)):
-            # Numbered as in the authors' checkpoints, where the ReLUs between them count.
-            convs[str(2 * i)] = ConvBN(
-                in_channels, width // divisor, 3, stride=2, norm_cfg=norm_cfg, relu=divisor > 1
-            )
-            in_channels = width // divisor
-        return nn.Sequential(OrderedDict(convs))
-
     def _make_block(
         self, stage: int, drop_path_rate: float, scan_backend: str, norm_cfg: NormCfg
     ) -> MobileMambaBlock:
@@ -227,7 +215,7 @@ class MobileMamba(BaseModule):
         # That of the images: operators of mmcv, RoIAlign among them, take channels-last memory for the other.
         last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         memory_format = torch.channels_last if last else torch.contiguous_format
-        if x.device.type == 'cpu':
+        if x.device.type == 'cpu' and not self.deployed:
             # Where the CPU's convolutions and matrix products, and the scan, are fastest.
             x = x.contiguous(memory_format=torch.channels_last)
         outputs = []

@@ -125,7 +125,7 @@ def product_weights(*convs: nn.Conv2d) -> list[Tensor]:
 
 
 def packed(weight: Tensor) -> Tensor:
-    """The weight (N, K, 1, 1) of a 1x1 convolution."""
+    """The weight of a product (N, K), or of a convolution (N, ...) that is one."""
     return torch.ops.mmmobilemamba.pack_weights(weight.detach().flatten(1))
 
 

@@ -69,7 +69,8 @@ struct Wavelets {
   long bands() const { return (H + 1) / 2 * ((W + 1) / 2) * 4 * kChannels; }  // numbers
 };
 
-// y = activation(x · weight + bias + add): rows of K numbers in, of N numbers out.
+// y = activation(x · weight + bias + add): rows of K numbers in, of N numbers out. The K numbers are `segments`
+// pieces of the same length, from the beginning of one to that of the next x_segment.
 struct Product {
   long K, N;
   const void* x;
@@ -78,6 +79,7 @@ struct Product {
   void* y;
   Activation activation;
   long x_stride, add_stride, y_stride;  // from one row to the next
+  long segments = 1, x_segment = 0;
 };
 
 // y = relu(x · weight + bias): rows of C numbers; weight and bias may be null.
