@@ -128,13 +128,11 @@ class FoldedDownsample(CompiledModule):
         return min(self.dw_in.in_channels, self.dw_out.in_channels) >= MIN_CHANNELS
 
     def _pack(self) -> list[Tensor]:
-        merge, se = self.merge, self.merge.se
-        gate = [t.detach() for fc in (se.fc1, se.fc2) for t in (fc.weight.flatten(1), fc.bias)]
+        merge = self.merge
         return (
             _residual_weights(self.dw_in, self.ffn_in)
             + _residual_weights(self.dw_out, self.ffn_out)
             + product_weights(merge.expand)
             + kernel_weights(merge.dw)
-            + gate
-            + product_weights(merge.project)
+            + product_weights(merge.se.fc1, merge.se.fc2, merge.project)
         )

@@ -20,28 +20,21 @@ class PacksWeights(nn.Module):
     parameters that were made in ``torch.inference_mode()``.
     """
 
-    _derived: tuple[str, ...] = '_versions', '_seen'
+    _derived: tuple[str, ...] = ('_watched',)
 
     def _forget(self) -> None:
         """Drop what is derived from the parameters; those in ``_derived`` must be set here."""
-        self._versions: list[Any] | None = None
-        self._seen: list[Tensor] = []
+        self._watched: tuple[list[dict], list[dict], list[Any], list[Tensor]] | None = None
 
     def _forget_if_changed(self) -> None:
-        tensors: list[Tensor | None] = []
-        modules: list[nn.Module] = [self]
-        for module in modules:  # which grow meanwhile; self.parameters() takes three times as long
-            inside = module.__dict__
-            tensors += inside['_parameters'].values()
-            modules += [m for m in inside['_modules'].values() if m is not None]
-        tensors = [t for t in tensors if t is not None]
-        versions: list[Any] = [(t.data_ptr(), t.is_inference() or t._version) for t in tensors]
-        versions.append(torch.backends.mkldnn.enabled)
-        if versions != self._versions:
+        watched = self._watched  # another thread may drop it at any time
+        if watched is None or _state(*watched[:2])[0] != watched[2]:
             self._forget()
-            self._versions = versions
+            modules = list(self.modules())
+            inside = [m._modules for m in modules], [m._parameters for m in modules]
+            state, tensors = _state(*inside)
             # As long as these live, no others can have their addresses.
-            self._seen = [t.detach() for t in tensors]
+            self._watched = *inside, state, [t.detach() for t in tensors]
 
     def _apply(self, *args: Any, **kwargs: Any) -> 'PacksWeights':
         self._forget()
@@ -57,6 +50,19 @@ class PacksWeights(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+
+
+def _state(layers: list[dict], parameters: list[dict]) -> tuple[list[Any], list[Tensor]]:
+    """What is another after a change, and the parameters; made in every call, and so of few objects."""
+    tensors = [t for inside in parameters for t in inside.values() if t is not None]
+    state: list[Any] = [layer for inside in layers for layer in inside.values()]
+    state += [t.data_ptr() for t in tensors]
+    try:
+        state += [t._version for t in tensors]
+    except RuntimeError:  # those made in inference mode have none
+        state += [0 if t.is_inference() else t._version for t in tensors]
+    state.append(torch.backends.mkldnn.enabled)
+    return state, tensors
 
 
 class CompiledModule(PacksWeights):

@@ -3,7 +3,6 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/linear.h>
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
@@ -247,12 +246,21 @@ struct Mixer {
 struct Merge {
   Linear expand;
   Kernel dw;
-  at::Tensor squeeze, squeeze_bias, excite, excite_bias;
-  Linear project;
+  Linear squeeze, excite, project;
   Merge(Reader& list, long C)
-      : expand(list.product(C)), dw(list), squeeze(list.tensor()), squeeze_bias(list.tensor()),
-        excite(list.tensor()), excite_bias(list.tensor()), project(list.product(dw.C)) {
-    TORCH_CHECK(expand.N == dw.C, "folded: the weights of a patch merging do not fit together");
+      : expand(list.product(C)), dw(list), squeeze(list.product(dw.C)), excite(list.product(squeeze.N)),
+        project(list.product(dw.C)) {
+    TORCH_CHECK(expand.N == dw.C && excite.N == dw.C, "folded: the weights of a patch merging do not fit together");
+  }
+
+  // A factor in float32 for each channel of images (B, pixels, C).
+  template <typename T>
+  at::Tensor gates(const at::Tensor& x) const {
+    const long B = x.size(0);
+    const at::Tensor mean = x.mean(1), hidden = at::empty({B, squeeze.N}, x.options()), y = at::empty_like(mean);
+    multiply<T>(squeeze, B, {(T*)mean.data_ptr(), dw.C}, {(T*)hidden.data_ptr(), squeeze.N}, Activation::kRelu);
+    multiply<T>(excite, B, {(T*)hidden.data_ptr(), squeeze.N}, {(T*)y.data_ptr(), dw.C});
+    return y.sigmoid_().to(at::kFloat);
   }
 
   template <typename T>
@@ -268,14 +276,12 @@ struct Merge {
     const auto options = x.options().memory_format(at::MemoryFormat::Contiguous);
     const at::Tensor small = at::empty({size.B, pixels_out, C}, options);
     convolve<T>(dw, size, pixels<T>(wide), {(T*)small.data_ptr(), C}, 0, half.rows(), Activation::kRelu, 2);
-    const at::Tensor hidden = at::linear(small.mean(1), squeeze, squeeze_bias).relu_();
-    const at::Tensor gates = at::linear(hidden, excite, excite_bias).sigmoid_().to(at::kFloat);
-    TORCH_CHECK(gates.size(1) == C, "folded: the gates of a patch merging do not fit to ", C, " channels");
+    const at::Tensor factors = gates<T>(small);
     const at::Tensor y = at::empty({size.B, project.N, half.H, half.W}, x.options().memory_format(kChannelsLast));
     for (long i = 0; i < size.B; ++i) {
       const Pixels<T> from{(T*)small.data_ptr() + i * pixels_out * C, C};
       const Pixels<T> to{(T*)y.data_ptr() + i * pixels_out * project.N, project.N};
-      const float* gate = gates.const_data_ptr<float>() + i * C;
+      const float* gate = factors.const_data_ptr<float>() + i * C;
       for_strips(half.H, half.W, [&](long begin, long end) {
         const long n = (end - begin) * half.W;
         const Pixels<T> in{from.row(begin, half.W), C}, gated{scratch<T>(Slot::kInput, n * C), C};
