@@ -247,7 +247,7 @@ class MobileMamba(BaseModule):
 
         The outputs stay the same up to rounding. Device and data type are kept; a second call does
         nothing. The folded network cannot be trained, and takes the checkpoints of folded ones only. On a
-        CPU its blocks are compiled operators, which run no forward hooks of the layers inside.
+        CPU its stem and blocks are compiled operators, which run no forward hooks of the layers inside.
         """
         if not self.deployed:
             self.eval()

@@ -84,23 +84,17 @@ static inline void multiply(const Product& p, long row, long column, const float
     UNROLL for (long r = 0; r < rows; ++r) sums[r][v] = start;
   }
   const float* x = (const float*)p.x + row * p.x_stride;
-  const long length = p.segments == 1 ? p.K : p.K / p.segments;
-  const auto add = [&](long k) __attribute__((always_inline)) {
-    __builtin_prefetch(ahead.weight, 0, 2);
-    Vec w[vecs];
-    UNROLL for (long v = 0; v < vecs; ++v) w[v] = load_vec(weight + v * kWidth);
-    UNROLL for (long r = 0; r < rows; ++r) {
-      const float factor = x[r * p.x_stride + k];
-      UNROLL for (long v = 0; v < vecs; ++v) sums[r][v] += factor * w[v];
+  const long length = p.K / p.segments;
+  for (long s = 0; s < p.segments; ++s, x += p.x_segment)
+    for (long k = 0; k < length; ++k, weight += vecs * kWidth, ahead.weight += ahead.step) {
+      __builtin_prefetch(ahead.weight, 0, 2);
+      Vec w[vecs];
+      UNROLL for (long v = 0; v < vecs; ++v) w[v] = load_vec(weight + v * kWidth);
+      UNROLL for (long r = 0; r < rows; ++r) {
+        const float factor = x[r * p.x_stride + k];
+        UNROLL for (long v = 0; v < vecs; ++v) sums[r][v] += factor * w[v];
+      }
     }
-    weight += vecs * kWidth, ahead.weight += ahead.step;
-  };
-  if (length == 3) {  // three times as fast without an inner loop
-    for (long s = 0; s < p.segments; ++s, x += p.x_segment) add(0), add(1), add(2);
-  } else {
-    for (long s = 0; s < p.segments; ++s, x += p.x_segment)
-      for (long k = 0; k < length; ++k) add(k);
-  }
   finish_block<rows, vecs>(p, row, places, sums);
 }
 
