@@ -16,7 +16,7 @@ from ..layers import ss2d
 SCAN, BETWEEN = 'selective scan', 'between operations (Python)'
 # The first group with a part of the operation's name takes it.
 GROUPS = {
-    'convolutions': ('conv',),
+    'convolutions': ('conv', 'stem'),  # of a folded network in one operator
     'matrix products': ('mm', 'linear', 'matmul', 'einsum', 'dot_product'),
     'normalisation': ('norm',),
     'activations': ('relu', 'silu', 'gelu', 'sigmoid', 'swish', 'hardtanh', 'softmax', 'tanh', 'clamp'),

@@ -43,6 +43,7 @@ def test_times_are_summed_by_kind():
     [
         ('aten::mkldnn_convolution', 'convolutions'),
         ('mkldnn::_convolution_pointwise', 'convolutions'),
+        ('mmmobilemamba::stem', 'convolutions'),
         ('aten::addmm', 'matrix products'),
         ('aten::native_layer_norm', 'normalisation'),
         ('aten::add_', 'sums and products'),
