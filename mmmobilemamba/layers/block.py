@@ -1,5 +1,7 @@
 """The MobileMamba block, and the down-sampling between stages."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -48,19 +50,18 @@ class FoldedBlock(CompiledModule):
     def _by_layers(self, x: Tensor) -> Tensor:
         return x + self.ffn_out(self.dw_out(self.mixer(self.ffn_in(self.dw_in(x)))))
 
-    def _by_operator(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        return torch.ops.mmmobilemamba.block(x, weights, self.mixer.global_branch.ss2d.out_norm.eps)
-
     @property
-    def _has_operator(self) -> bool:
-        return self.mixer.has_operator
+    def _can_compile(self) -> bool:
+        return self.mixer.can_compile
 
-    def _pack(self) -> list[Tensor]:
-        return (
+    def _compile(self) -> Callable[[Tensor], Tensor]:
+        weights = (
             _residual_weights(self.dw_in, self.ffn_in)
             + _residual_weights(self.dw_out, self.ffn_out)
-            + self.mixer.operator_weights()
+            + self.mixer.compiled_weights()
         )
+        run, norm = torch.classes.mmmobilemamba.Block(weights).run, self.mixer.global_branch.ss2d.out_norm
+        return lambda x: run(x, norm.eps)
 
 
 def _residual_weights(dw: FusedConv2d, ffn: FFN) -> list[Tensor]:
@@ -120,19 +121,17 @@ class FoldedDownsample(CompiledModule):
     def _by_layers(self, x: Tensor) -> Tensor:
         return self.ffn_out(self.dw_out(self.merge(self.ffn_in(self.dw_in(x)))))
 
-    def _by_operator(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        return torch.ops.mmmobilemamba.downsample(x, weights)
-
     @property
-    def _has_operator(self) -> bool:
+    def _can_compile(self) -> bool:
         return min(self.dw_in.in_channels, self.dw_out.in_channels) >= MIN_CHANNELS
 
-    def _pack(self) -> list[Tensor]:
+    def _compile(self) -> Callable[[Tensor], Tensor]:
         merge = self.merge
-        return (
+        weights = (
             _residual_weights(self.dw_in, self.ffn_in)
             + _residual_weights(self.dw_out, self.ffn_out)
             + product_weights(merge.expand)
             + kernel_weights(merge.dw)
             + product_weights(merge.se.fc1, merge.se.fc2, merge.project)
         )
+        return torch.classes.mmmobilemamba.Downsample(weights).run

@@ -1,5 +1,8 @@
-"""Folded modules that one compiled operator computes, and their weights as that operator reads them."""
+"""Folded modules that the compiled library computes as one, and their weights as it reads them."""
 
+from collections.abc import Callable, Sequence
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -24,17 +27,13 @@ class PacksWeights(nn.Module):
 
     def _forget(self) -> None:
         """Drop what is derived from the parameters; those in ``_derived`` must be set here."""
-        self._watched: tuple[list[dict], list[dict], list[Any], list[Tensor]] | None = None
+        self._watched: _Watched | None = None
 
     def _forget_if_changed(self) -> None:
         watched = self._watched  # another thread may drop it at any time
-        if watched is None or _state(*watched[:2])[0] != watched[2]:
+        if watched is None or not watched.unchanged():
             self._forget()
-            modules = list(self.modules())
-            inside = [m._modules for m in modules], [m._parameters for m in modules]
-            state, tensors = _state(*inside)
-            # As long as these live, no others can have their addresses.
-            self._watched = *inside, state, [t.detach() for t in tensors]
+            self._watched = _Watched(self)
 
     def _apply(self, *args: Any, **kwargs: Any) -> 'PacksWeights':
         self._forget()
@@ -52,27 +51,56 @@ class PacksWeights(nn.Module):
         self._forget()
 
 
-def _state(layers: list[dict], parameters: list[dict]) -> tuple[list[Any], list[Tensor]]:
-    """What is another after a change, and the parameters; made in every call, and so of few objects."""
-    tensors = [t for inside in parameters for t in inside.values() if t is not None]
-    state: list[Any] = [layer for inside in layers for layer in inside.values()]
-    state += [t.data_ptr() for t in tensors]
-    try:
-        state += [t._version for t in tensors]
-    except RuntimeError:  # those made in inference mode have none
-        state += [0 if t.is_inference() else t._version for t in tensors]
-    state.append(torch.backends.mkldnn.enabled)
-    return state, tensors
+class _Watched:
+    """The layers and parameters inside a module; looked at in every call, and so in few steps.
+
+    Args:
+        module: the module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        modules = list(module.modules())
+        # What an empty one gains is not computed with.
+        self._inside = [inside for m in modules for inside in (m._modules, m._parameters) if inside]
+        self._found = self._find()
+        self._mkldnn = torch.backends.mkldnn.enabled
+        self._unwritten = _watch([x for x in self._found if isinstance(x, Tensor)])
+
+    def _find(self) -> list[nn.Module | Tensor | None]:
+        return list(chain.from_iterable(map(dict.values, self._inside)))
+
+    def unchanged(self) -> bool:
+        """Whether all are still there, and the numbers in them as they were."""
+        found = self._find()
+        return (
+            len(found) == len(self._found)
+            and all(map(is_, found, self._found))
+            and self._unwritten()
+            and torch.backends.mkldnn.enabled == self._mkldnn
+        )
+
+
+def _watch(tensors: Sequence[Tensor]) -> Callable[[], bool]:
+    """Tells, when called, whether tensors still have the memory and the numbers that they have now."""
+    if native.missing() is None:
+        return torch.classes.mmmobilemamba.Watch(tensors).unchanged
+    state = _state(tensors)
+    return lambda: _state(tensors) == state
+
+
+def _state(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    # Those made in inference mode have no versions.
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 class CompiledModule(PacksWeights):
-    """A folded module: on a CPU one operator of the compiled library, elsewhere its own layers.
+    """A folded module: on a CPU one object of the compiled library, elsewhere its own layers.
 
-    A subclass says what its layers compute, which operator computes the same, and what weights that
-    one takes. Forward hooks of the layers inside run where the layers do.
+    A subclass says what its layers compute, and which object computes the same. Forward hooks of the
+    layers inside run where the layers do.
     """
 
-    _derived = *PacksWeights._derived, '_packed'
+    _derived = *PacksWeights._derived, '_compiled'
 
     def __init__(self, layers: nn.Module) -> None:
         """Take over the layers of another module, under their names."""
@@ -85,43 +113,40 @@ class CompiledModule(PacksWeights):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() and type(x) is Tensor and native.usable(x):
             self._forget_if_changed()
-            packed = self._packed  # another thread may drop it at any time
-            if packed is None:
-                packed = self._packed = self._pack_if_possible()
-            dtype, weights = packed
+            compiled = self._compiled  # another thread may drop it at any time
+            if compiled is None:
+                compiled = self._compiled = self._compile_if_possible()
+            dtype, run = compiled
             if x.dtype == dtype:
-                return self._by_operator(x, weights)
+                return run(x)
         return self._by_layers(x)
 
     def _by_layers(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _by_operator(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        raise NotImplementedError
-
     @property
-    def _has_operator(self) -> bool:
-        """Whether there is an operator for layers as these are."""
+    def _can_compile(self) -> bool:
+        """Whether the compiled library computes layers as these are."""
         raise NotImplementedError
 
-    def _pack(self) -> list[Tensor]:
-        """The weights as the operator reads them."""
+    def _compile(self) -> Callable[[Tensor], Tensor]:
+        """What computes the same, with copies of the weights."""
         raise NotImplementedError
 
-    def _pack_if_possible(self) -> tuple[torch.dtype | None, list[Tensor]]:
-        """The type of the maps that the operator takes, if any, and its weights."""
+    def _compile_if_possible(self) -> tuple[torch.dtype | None, Callable[[Tensor], Tensor]]:
+        """The type of the maps that the compiled library takes, if any, and what computes with them."""
         dtypes = {p.dtype for p in self.parameters()}
-        if dtypes in ({torch.float32}, {torch.bfloat16}) and self._has_operator:
-            return dtypes.pop(), self._pack()
-        return None, []
+        if dtypes in ({torch.float32}, {torch.bfloat16}) and self._can_compile:
+            return dtypes.pop(), self._compile()
+        return None, self._by_layers
 
     def _forget(self) -> None:
         super()._forget()
-        self._packed: tuple[torch.dtype | None, list[Tensor]] | None = None
+        self._compiled: tuple[torch.dtype | None, Callable[[Tensor], Tensor]] | None = None
 
 
 def in_float32(*tensors: Tensor) -> list[Tensor]:
-    """What the operators read in this type."""
+    """What the compiled library reads in this type."""
     return [t.detach().float().contiguous() for t in tensors]
 
 

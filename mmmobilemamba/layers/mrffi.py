@@ -140,17 +140,17 @@ class MRFFI(nn.Module):
         return self.proj(mixed, add=x)
 
     @property
-    def has_operator(self) -> bool:
-        """Whether the compiled operator for folded blocks computes one with this mixer."""
+    def can_compile(self) -> bool:
+        """Whether the compiled library computes a folded block with this mixer."""
         ss2d, wavelet = self.global_branch.ss2d, self.global_branch.wavelet
         narrowest = min(ss2d.conv.in_channels, *(n for n in self.splits[:2] if n))
         known = narrowest >= MIN_CHANNELS and wavelet.convs[0].kernel_size[0] in KERNEL_SIZES
-        return known and wavelet.is_haar_level and ss2d.has_operator
+        return known and wavelet.is_haar_level and ss2d.can_compile
 
-    def operator_weights(self) -> list[Tensor]:
-        """Folded weights in the order in which that operator reads them."""
+    def compiled_weights(self) -> list[Tensor]:
+        """Folded weights in the order in which it reads them."""
         ss2d, wavelet = self.global_branch.ss2d, self.global_branch.wavelet
-        weights = ss2d.operator_weights() + wavelet.operator_weights() + product_weights(self.proj)
+        weights = ss2d.compiled_weights() + wavelet.compiled_weights() + product_weights(self.proj)
         if self.local_branch is not None:
             conv, affine = self.local_branch
             weights += kernel_weights(conv) + in_float32(affine.weight.flatten(), affine.bias.flatten())

@@ -116,12 +116,12 @@ class SS2D(nn.Module):
         return self
 
     @property
-    def has_operator(self) -> bool:
+    def can_compile(self) -> bool:
         """Whether the compiled backend is the one for maps in float32 or bfloat16 on a CPU."""
         return choose_backend(self.scan_backend, 'cpu', torch.float32, self.d_state) == 'native'
 
-    def operator_weights(self) -> list[Tensor]:
-        """Folded weights in the order in which the compiled operator for blocks reads them."""
+    def compiled_weights(self) -> list[Tensor]:
+        """Folded weights in the order in which the compiled blocks read them."""
         to_scan, to_delta, *of_scan = self.scan_weights
         # The blocks of the diagonal, (2, R, D).
         blocks = zip(to_delta.flatten(1).chunk(2), range(0, 2 * self.rank, self.rank), strict=True)

@@ -1,6 +1,7 @@
 """The stem: four strided convolutions that make an image a sixteenth as high and wide."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -46,19 +47,16 @@ class FoldedStem(CompiledModule):
             x = conv(x)
         return x
 
-    def _by_operator(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        return torch.ops.mmmobilemamba.stem(x, weights)
-
     @property
-    def _has_operator(self) -> bool:
-        # In bfloat16, oneDNN's convolutions have instructions that it does without.
+    def _can_compile(self) -> bool:
+        # In bfloat16, oneDNN's convolutions have instructions that the compiled ones do without.
         convs = list(self.children())
         return all(c.out_channels >= MIN_CHANNELS and c.weight.dtype == torch.float32 for c in convs)
 
-    def _pack(self) -> list[Tensor]:
-        weights = []
-        for i, conv in enumerate(self.children()):
-            # The operator reads an image row by row of each channel, other maps pixel by pixel of each row.
+    def _compile(self) -> Callable[[Tensor], Tensor]:
+        convs, weights = list(self.children()), []
+        for i, conv in enumerate(convs):
+            # An image is read row by row of each channel, other maps pixel by pixel of each row.
             order = (0, 2, 1, 3) if i == 0 else (0, 2, 3, 1)
             weights += [packed(conv.weight.permute(order)), *in_float32(conv.bias)]
-        return weights
+        return torch.classes.mmmobilemamba.Stem(convs[0].in_channels, weights).run

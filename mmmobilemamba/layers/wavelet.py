@@ -138,8 +138,8 @@ class WaveletConv(nn.Module):
         """Whether it is one level of Haar, as the published networks have it."""
         return self._is_haar and len(self.convs) == 1
 
-    def operator_weights(self) -> list[Tensor]:
-        """Folded kernels as the compiled operator for blocks reads them: (C/16, k, k, 4, 16)."""
+    def compiled_weights(self) -> list[Tensor]:
+        """Folded kernels as the compiled blocks read them: (C/16, k, k, 4, 16)."""
         kernels = self.convs[0].weight[:, 0]
         return in_float32(kernels.unflatten(0, (4, -1, 16)).permute(1, 3, 4, 0, 2))
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..compat import has_tangent, is_compiling
 
-# The operator that a library from before the last change of any does not have.
-NEWEST = 'stem'
+# The class that a library from before the last change does not have.
+NEWEST = 'Watch'
 
 
 @cache
@@ -30,7 +30,9 @@ def missing() -> str | None:
         torch.ops.load_library(str(library))
     except OSError as err:
         return f'its kernel does not load ({err})'
-    if not hasattr(torch.ops.mmmobilemamba, NEWEST):
+    try:
+        getattr(torch.classes.mmmobilemamba, NEWEST)
+    except RuntimeError:
         return 'its kernel was built for an older version of mmmobilemamba'
     return None
 

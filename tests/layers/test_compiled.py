@@ -255,20 +255,25 @@ def test_inference_mode():
         torch.testing.assert_close(module(x), by_layers(module, x), rtol=1e-4, atol=1e-4)
 
 
-def test_wrong_weights_are_refused():
-    for module in folded()[:2]:
-        x = torch.randn(1, channels(module), 4, 4)
-        module(x)
-        _, weights = module._packed
-        for wrong in (x[0], x.double(), x[:, :-1]):
-            with pytest.raises(RuntimeError, match='folded: |product: '):
-                module._by_operator(wrong, weights)
-        for i in range(len(weights)):
-            for wrong in (weights[i].double(), weights[i].flatten()[:-1]):
-                with pytest.raises((RuntimeError, IndexError)):
-                    module._by_operator(x, weights[:i] + [wrong] + weights[i + 1 :])
-        with pytest.raises(RuntimeError, match='folded: too few weights'):
-            module._by_operator(x, weights[:5])
+@pytest.mark.parametrize(('name', 'settings'), [('Block', [1e-5]), ('Downsample', [])])
+def test_what_does_not_fit_is_refused(name, settings, monkeypatch):
+    module = next(m for m in folded() if type(m).__name__ == f'Folded{name}')
+    kind, calls = getattr(torch.classes.mmmobilemamba, name), []
+    monkeypatch.setattr(torch.classes.mmmobilemamba, name, lambda *args: calls.append(args) or kind(*args))
+    run = module._compile()
+    x = torch.randn(1, channels(module), 4, 4)
+    for wrong in (x[0], x.double(), x[:, :-1]):
+        with pytest.raises(RuntimeError, match='folded: expected'):
+            run(wrong)
+    ((weights,),) = calls
+    for i in range(len(weights)):
+        for wrong in (weights[i].double(), weights[i].flatten()[:-1]):
+            with pytest.raises((RuntimeError, IndexError)):
+                kind(weights[:i] + [wrong] + weights[i + 1 :]).run(x, *settings)
+    with pytest.raises(RuntimeError, match='folded: too few weights'):
+        kind(weights[:5])
+    with pytest.raises(RuntimeError, match='folded: '):
+        kind(weights + weights[-3:])
 
 
 @pytest.mark.parametrize('capability', ['avx2', 'default'])

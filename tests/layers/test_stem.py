@@ -97,17 +97,18 @@ def test_weights_that_change_between_calls():
         torch.testing.assert_close(stem(x), expected, rtol=1e-4, atol=1e-4, msg=name)
 
 
-def test_operator_refuses_what_does_not_fit(built):
-    stem, x = folded(), torch.randn(1, 3, 20, 20)
-    stem(x)
-    operator, (_, weights) = torch.ops.mmmobilemamba.stem, stem._packed
-    for wrong in (x[0], x.double(), x[:, :, :0]):
-        with pytest.raises(RuntimeError, match='stem: expected images'):
-            operator(wrong, weights)
+def test_what_does_not_fit_is_refused(built, monkeypatch):
+    kind, calls = torch.classes.mmmobilemamba.Stem, []
+    monkeypatch.setattr(torch.classes.mmmobilemamba, 'Stem', lambda *args: calls.append(args) or kind(*args))
+    run, x = folded()._compile(), torch.randn(1, 3, 20, 20)
+    for wrong in (x[0], x.double(), x[:, :, :0], x[:, :2]):
+        with pytest.raises(RuntimeError, match=r'stem: expected images \(B, 3, H, W\)'):
+            run(wrong)
+    channels, weights = calls[0]
     with pytest.raises(RuntimeError, match='do not fit to 18 inputs'):
-        operator(x[:, :2], weights)
+        kind(2, weights)
     for wrong in ([], weights[:3]):
         with pytest.raises(RuntimeError, match='stem: expected weights and a bias'):
-            operator(x, wrong)
+            kind(channels, wrong)
     with pytest.raises(RuntimeError, match='do not fit'):
-        operator(x, weights[2:])
+        kind(channels, weights[2:])

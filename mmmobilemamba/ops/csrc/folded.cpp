@@ -1,10 +1,13 @@
-// The blocks of a folded MobileMamba on CPUs, each one operator: what lies between two of its layers mostly stays
+// The blocks of a folded MobileMamba on CPUs, each computed as one: what lies between two of its layers mostly stays
 // in the cache, and nothing but arithmetic takes time.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/record_function.h>
-#include <torch/library.h>
+#include <torch/custom_class.h>
+
+#include <optional>
+#include <vector>
 
 #include "operators.h"
 #include "products.h"
@@ -78,7 +81,7 @@ void convolve(const Kernel& kernel, const Size& size, Pixels<T> x, Pixels<T> y, 
   const Depthwise p{size.B, kernel.C, size.H, size.W, kernel.k, x.data, kernel.weight.const_data_ptr<float>(),
                     kernel.bias.const_data_ptr<float>(), y.data, activation, x.stride, y.stride, begin, step};
   const auto rows = std::is_same_v<T, float> ? kernels().depthwise : kernels().depthwise_bfloat16;
-  at::parallel_for(begin, end, std::max(1L, 65536 / (size.W * kernel.C * kernel.k * kernel.k)),
+  at::parallel_for(begin, end, std::max(1L, 16384 / (size.W * kernel.C * kernel.k * kernel.k)),
                    [&](int64_t from, int64_t to) { rows(p, from, to); });
 }
 
@@ -92,14 +95,30 @@ void multiply(const Linear& w, long rows, Pixels<T> x, Pixels<T> y, Activation a
   multiply(w, p, rows, T());
 }
 
+// run(begin, end) for all rows of C numbers.
+template <typename F>
+void for_rows(long rows, long C, const F& run) {
+  at::parallel_for(0, C ? rows : 0, std::max(1L, 16384 / std::max(1L, C)), run);
+}
+
 template <typename T>
 void norm_gate(const NormGate& p, long rows) {
-  (std::is_same_v<T, float> ? kernels().norm_gate : kernels().norm_gate_bfloat16)(p, rows);
+  const auto run = std::is_same_v<T, float> ? kernels().norm_gate : kernels().norm_gate_bfloat16;
+  for_rows(rows, p.C, [&](int64_t begin, int64_t end) {
+    NormGate q = p;
+    q.x += begin * p.C, q.y = (T*)p.y + begin * p.C;
+    run(q, end - begin);
+  });
 }
 
 template <typename T>
 void affine_relu(const Affine& p, long rows) {
-  (std::is_same_v<T, float> ? kernels().affine_relu : kernels().affine_relu_bfloat16)(p, rows);
+  const auto run = std::is_same_v<T, float> ? kernels().affine_relu : kernels().affine_relu_bfloat16;
+  for_rows(rows, p.C, [&](int64_t begin, int64_t end) {
+    Affine q = p;
+    q.x = (const T*)p.x + begin * p.x_stride, q.y = (T*)p.y + begin * p.y_stride;
+    run(q, end - begin);
+  });
 }
 
 at::Tensor image(const at::Tensor& like, long C) {
@@ -149,14 +168,13 @@ struct Mixer {
   Linear to_scan;
   at::Tensor norm_weight, norm_bias, wavelet;
   Linear proj;
-  float eps;
   std::optional<Local> local;
 
-  Mixer(Reader& list, long C, double eps)
+  Mixer(Reader& list, long C)
       : A(list.tensor()), skip(list.tensor()), delta_bias(list.tensor()), to_delta(list.tensor()), D(A.size(1)),
         out_proj(list.product(D)), in_proj(list.product(out_proj.N)), gate_proj(list.product(out_proj.N)), conv(list),
         to_scan(list.product(D)), norm_weight(list.floats({D})), norm_bias(list.floats({D})), wavelet(list.tensor()),
-        proj(list.product(C)), eps(eps) {
+        proj(list.product(C)) {
     if (!list.empty()) local.emplace(list);
     const long k = wavelet.size(1);
     TORCH_CHECK(in_proj.N == D && gate_proj.N == D && conv.C == D && proj.N == C
@@ -168,13 +186,13 @@ struct Mixer {
   }
 
   template <typename T>
-  at::Tensor run(const at::Tensor& x) const {
+  at::Tensor run(const at::Tensor& x, double eps) const {
     const Size size(x);
     const auto options = x.options().memory_format(at::MemoryFormat::Contiguous);
     const at::Tensor u = at::empty({size.B, size.H * size.W, D}, options);
     const at::Tensor rows = at::empty({size.B, size.H * size.W, to_scan.N}, options);
     prepare<T>(size, x, u, rows);
-    return combine<T>(size, x, scan(u, rows), wavelets<T>(size, x));
+    return combine<T>(size, x, scan(u, rows), wavelets<T>(size, x), eps);
   }
 
   // What the scan reads: u, and the projections of it that Δ, B and C are made of.
@@ -217,7 +235,7 @@ struct Mixer {
 
   template <typename T>
   at::Tensor combine(const Size& size, const at::Tensor& x, const at::Tensor& scanned,
-                     const at::Tensor& wavelets) const {
+                     const at::Tensor& wavelets, double eps) const {
     RECORD_FUNCTION("mmmobilemamba::mix", {});
     const long W = size.W, C = x.size(1), wide = out_proj.N, local_wide = wide + (local ? local->dw.C : 0);
     const at::Tensor y = image(x, C);
@@ -227,7 +245,7 @@ struct Mixer {
       const Pixels<T> in{pixels<T>(x).row(begin, W), C};
       multiply<T>(gate_proj, n, in, gated, Activation::kSwish);
       norm_gate<T>({D, scanned.const_data_ptr<float>() + first * D, norm_weight.const_data_ptr<float>(),
-                    norm_bias.const_data_ptr<float>(), eps, gated.data}, n);
+                    norm_bias.const_data_ptr<float>(), (float)eps, gated.data}, n);
       multiply<T>(out_proj, n, gated, mixed, Activation::kRelu, {pixels<T>(wavelets).row(begin, W), wide});
       if (local) {
         const Pixels<T> part{mixed.data + wide, C};
@@ -293,52 +311,75 @@ struct Merge {
   }
 };
 
-void check(const at::Tensor& x) {
+// x in channels-last memory, refused where it is no map of C channels.
+at::Tensor checked(const at::Tensor& x, long C) {
   TORCH_CHECK(x.dim() == 4 && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16),
               "folded: expected (B, C, H, W) in float32 or bfloat16, given are ", x.sizes(), " in ", x.scalar_type());
+  TORCH_CHECK(x.size(1) == C, "folded: expected maps of ", C, " channels, given are ", x.sizes());
   TORCH_CHECK(x.size(2) > 0 && x.size(3) > 0, "folded: expected maps of at least one pixel, given are ", x.sizes());
+  return x.contiguous(kChannelsLast);
 }
 
-// x + dw_ffn(mixer(dw_ffn(x))); weights: those of the two DwFfn, then of the Mixer.
-at::Tensor block(const at::Tensor& x, at::TensorList weights, double eps) {
-  check(x);
-  Reader list(weights);
-  const DwFfn first(list), last(list);
-  const Mixer mixer(list, x.size(1), eps);
-  TORCH_CHECK(x.size(1) == first.dw.C && x.size(1) == last.dw.C,
-              "folded: the weights do not fit to ", x.size(1), " channels");
-  const at::Tensor in = x.contiguous(kChannelsLast);
-  const auto run = [&](auto type) {
-    using T = decltype(type);
-    return last.run<T>(mixer.run<T>(first.run<T>(in)), (const T*)in.const_data_ptr());
-  };
-  return x.scalar_type() == at::kFloat ? run(float()) : run(Bfloat16());
-}
+// x + dw_ffn(mixer(dw_ffn(x))).
+class Block : public torch::CustomClassHolder {
+ public:
+  // Those of the two DwFfn, then of the Mixer.
+  explicit Block(const std::vector<at::Tensor>& weights) : Block(Reader(weights)) {}
 
-// weights: those of the two DwFfn, before and behind the Merge, and then its own.
-at::Tensor downsample(const at::Tensor& x, at::TensorList weights) {
-  check(x);
-  Reader list(weights);
-  const DwFfn first(list), last(list);
-  const Merge merge(list, x.size(1));
-  TORCH_CHECK(x.size(1) == first.dw.C && merge.project.N == last.dw.C,
-              "folded: the weights do not fit to ", x.size(1), " channels");
-  const at::Tensor in = x.contiguous(kChannelsLast);
-  const auto run = [&](auto type) {
-    using T = decltype(type);
-    return last.run<T>(merge.run<T>(first.run<T>(in)));
-  };
-  return x.scalar_type() == at::kFloat ? run(float()) : run(Bfloat16());
-}
+  at::Tensor run(const at::Tensor& x, double eps) const {
+    RECORD_FUNCTION("mmmobilemamba::block", {});
+    const at::Tensor in = checked(x, first_.dw.C);
+    const auto run = [&](auto type) {
+      using T = decltype(type);
+      return last_.run<T>(mixer_.run<T>(first_.run<T>(in), eps), (const T*)in.const_data_ptr());
+    };
+    return x.scalar_type() == at::kFloat ? run(float()) : run(Bfloat16());
+  }
+
+ private:
+  explicit Block(Reader list) : first_(list), last_(list), mixer_(list, first_.dw.C) {
+    TORCH_CHECK(first_.dw.C == last_.dw.C && list.empty(), "folded: the weights of a block do not fit together");
+  }
+
+  DwFfn first_, last_;
+  Mixer mixer_;
+};
+
+// dw_ffn(merge(dw_ffn(x))).
+class Downsample : public torch::CustomClassHolder {
+ public:
+  // Those of the two DwFfn, before and behind the Merge, and then its own.
+  explicit Downsample(const std::vector<at::Tensor>& weights) : Downsample(Reader(weights)) {}
+
+  at::Tensor run(const at::Tensor& x) const {
+    RECORD_FUNCTION("mmmobilemamba::downsample", {});
+    const at::Tensor in = checked(x, first_.dw.C);
+    const auto run = [&](auto type) {
+      using T = decltype(type);
+      return last_.run<T>(merge_.run<T>(first_.run<T>(in)));
+    };
+    return x.scalar_type() == at::kFloat ? run(float()) : run(Bfloat16());
+  }
+
+ private:
+  explicit Downsample(Reader list) : first_(list), last_(list), merge_(list, first_.dw.C) {
+    TORCH_CHECK(merge_.project.N == last_.dw.C && list.empty(),
+                "folded: the weights of a down-sampling do not fit together");
+  }
+
+  DwFfn first_, last_;
+  Merge merge_;
+};
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
-  library.def("downsample(Tensor x, Tensor[] weights) -> Tensor");
-  library.def("block(Tensor x, Tensor[] weights, float eps) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(mmmobilemamba, CPU, library) {
-  library.impl("downsample", &downsample);
-  library.impl("block", &block);
+  library.class_<Block>("Block")
+      .def(torch::init<const std::vector<at::Tensor>&>())
+      .def("run", [](const c10::intrusive_ptr<Block>& self, const at::Tensor& x, double eps) {
+        return self->run(x, eps);
+      });
+  library.class_<Downsample>("Downsample")
+      .def(torch::init<const std::vector<at::Tensor>&>())
+      .def("run", [](const c10::intrusive_ptr<Downsample>& self, const at::Tensor& x) { return self->run(x); });
 }

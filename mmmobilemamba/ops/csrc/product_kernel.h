@@ -11,17 +11,6 @@ constexpr long kBlockRows = 14;
 constexpr long kBlockRows = 6;
 #endif
 
-#define UNROLL _Pragma("GCC unroll 14")
-
-// The first n numbers of a vector, or all of it.
-template <typename T>
-static inline Vec load_part(const T* p, long n) {
-  if (n >= kWidth) return load_vec(p);
-  Vec x = {};
-  for (long i = 0; i < n; ++i) x[i] = load1(p + i);
-  return x;
-}
-
 template <typename T>
 static inline void store_part(T* p, Vec x, long n) {
   if (n >= kWidth) return store_vec(p, x);

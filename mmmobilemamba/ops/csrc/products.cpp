@@ -127,7 +127,8 @@ void multiply(const Linear& w, Product p, long rows, float) {
   p = completed(w, p);
   const long panel = kernels().panel;
   TORCH_CHECK(p.weight, "product: weights in bfloat16 for pixels in float32");
-  at::parallel_for(0, count(w.N, panel), grain(rows * w.K * panel),
+  constexpr long kReading = 16;  // rows whose products take as long as it takes to read the weights
+  at::parallel_for(0, count(w.N, panel), grain(std::max(rows, kReading) * w.K * panel),
                    [&](int64_t begin, int64_t end) { kernels().product(p, 0, rows, begin, end); });
 }
 

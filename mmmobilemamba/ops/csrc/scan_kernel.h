@@ -28,7 +28,7 @@ static inline Vec log1p_(Vec z) {
 }
 
 static inline Vec minus_abs(Vec x) { return (Vec)((IntVec)x | (int)0x80000000); }
-static inline Vec positive_part(Vec x) { return Vec{} < x ? x : Vec{}; }
+static inline Vec positive_part(Vec x) { return larger(Vec{}, x); }
 
 #ifdef __clang__
 #define SCAN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -156,8 +156,8 @@ static void sum_rows(const Vec* rows, long steps, float* sums) {
 }
 
 // Δ ← softplus(Δ + bias) or Δ + bias.
-static void activate(Tile& delta, const Lanes& bias, bool softplus) {
-  for (long t = 0; t < kSteps; ++t)
+static void activate(Tile& delta, const Lanes& bias, bool softplus, long steps) {
+  for (long t = 0; t < steps; ++t)
     for (long v = 0; v < kVecs; ++v) {
       const Vec x = delta[t][v] + bias[v];
       delta[t][v] = softplus ? positive_part(x) + log1p_(exp_(minus_abs(x))) : x;
@@ -166,7 +166,7 @@ static void activate(Tile& delta, const Lanes& bias, bool softplus) {
 
 // The same; where softplus, slope ← dΔ/d(given) too.
 static void activate(Tile& delta, const Lanes& bias, bool softplus, Tile& slope) {
-  if (!softplus) return activate(delta, bias, softplus);
+  if (!softplus) return activate(delta, bias, softplus, kSteps);
   for (long t = 0; t < kSteps; ++t)
     for (long v = 0; v < kVecs; ++v) {
       const Vec x = delta[t][v] + bias[v], z = exp_(minus_abs(x));
@@ -241,26 +241,23 @@ struct Direction {
 
   void project(const T* row, long steps, Tile& tile) const {
     constexpr long kAtOnce = 8;  // positions
-    for (long t = 0; t < kSteps; t += kAtOnce) {
+    const long rank = p.projected.rank;
+    for (long t = 0; t < steps; t += kAtOnce) {
+      const T* from[kAtOnce];  // beyond the last position that one again
+      for (long i = 0; i < kAtOnce; ++i) from[i] = row + (t + i < steps ? t + i : steps - 1) * p.projected.stride;
       Vec sums[kAtOnce][kVecs] = {};
-      const long n = steps - t < kAtOnce ? steps - t : kAtOnce;
-      for (long r = 0; r < p.projected.rank; ++r) {
+      const float* weights = to_delta;
+      for (long r = 0; r < rank; ++r, weights += p.channels) {
         Lanes weight;
-        if (lanes == kLanes) __builtin_memcpy(weight, to_delta + r * p.channels, sizeof weight);
-        else load_lanes(to_delta + r * p.channels, 1, lanes, weight);
-        if (n == kAtOnce) add_products<kAtOnce>(kAtOnce, row + t * p.projected.stride + r, weight, sums);
-        else add_products<0>(n, row + t * p.projected.stride + r, weight, sums);
+        for (long v = 0; v < kVecs; ++v) weight[v] = load_part(weights + v * kWidth, lanes - v * kWidth);
+        UNROLL for (long i = 0; i < kAtOnce; ++i) {
+          const float factor = load1(from[i] + r);
+          UNROLL for (long v = 0; v < kVecs; ++v) sums[i][v] += factor * weight[v];
+        }
       }
-      for (long i = 0; i < kAtOnce; ++i)
-        for (long v = 0; v < kVecs; ++v) tile[t + i][v] = sums[i][v];
+      UNROLL for (long i = 0; i < kAtOnce; ++i)
+        UNROLL for (long v = 0; v < kVecs; ++v) tile[t + i][v] = sums[i][v];
     }
-  }
-
-  // Of the first n rows, a number known beforehand where it is not 0.
-  template <long known>
-  void add_products(long n, const T* row, const Lanes& weight, Vec (*sums)[kVecs]) const {
-    for (long i = 0; i < (known ? known : n); ++i)
-      for (long v = 0; v < kVecs; ++v) sums[i][v] += load1(row + i * p.projected.stride) * weight[v];
   }
 };
 
@@ -276,7 +273,7 @@ static void forward_block(const Scan& p, long image, long group, long channel, l
       const Span span(p, i, k);
       load_tile(u0 + span.start * p.u.position, p.u.channel, p.u.position, lanes, span.steps, u);
       in.load_delta(span, delta);
-      activate(delta, in.bias, p.softplus);
+      activate(delta, in.bias, p.softplus, span.steps);
       const bool more = i + 1 < p.tiles;
       const long next = span.next_tile() * kSteps;
       for (long n = 0; n < p.N; ++n) {

@@ -2,7 +2,8 @@
 // row, so that only the image and the last map are in memory as a whole.
 
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
+#include <ATen/record_function.h>
+#include <torch/custom_class.h>
 
 #include <algorithm>
 #include <vector>
@@ -45,20 +46,16 @@ struct Maps {
   }
 };
 
-struct Stem {
-  std::vector<Linear> layers;
+// A part of an image on its way through the convolutions.
+struct Passage {
+  const std::vector<Linear>& layers;
   std::vector<Maps> maps;  // that the layers read
 
-  Stem(const at::Tensor& image, at::TensorList weights) {
-    TORCH_CHECK(image.dim() == 4 && image.scalar_type() == at::kFloat && image.numel() > 0,
-                "stem: expected images (B, C, H, W) in float32, given are ", image.sizes(), " in ",
-                image.scalar_type());
-    TORCH_CHECK(!weights.empty() && weights.size() % 2 == 0, "stem: expected weights and a bias for each convolution");
-    Maps in{image.size(1), image.size(2), image.size(3), true};
-    for (size_t i = 0; i < weights.size(); i += 2) {
-      layers.push_back(linear(weights[i], weights[i + 1], 9 * in.C));
+  Passage(const std::vector<Linear>& layers, long H, long W) : layers(layers) {
+    Maps in{layers[0].K / 9, H, W, true};
+    for (const Linear& layer : layers) {
       maps.push_back(in);
-      in = {layers.back().N, (in.H + 1) / 2, (in.W + 1) / 2, false};
+      in = {layer.N, (in.H + 1) / 2, (in.W + 1) / 2, false};
     }
   }
 
@@ -118,28 +115,46 @@ struct Stem {
   static constexpr long kRows = 2;  // of the result at once
 };
 
-at::Tensor stem(const at::Tensor& image, at::TensorList weights) {
-  const Stem whole(image, weights);
-  const Maps& in = whole.maps.back();
-  const long B = image.size(0), N = whole.layers.back().N, H = (in.H + 1) / 2, W = (in.W + 1) / 2;
-  const at::Tensor y = at::empty({B, N, H, W}, image.options().memory_format(at::MemoryFormat::ChannelsLast));
-  const float* const from = image.const_data_ptr<float>();
-  float* const to = y.data_ptr<float>();
-  const long parts = std::min<long>(H, (at::get_num_threads() + B - 1) / B);
-  at::parallel_for(0, B * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const long b = i / parts, part = i % parts;
-      Stem(whole).run(from + b * image.stride(0), image.strides(), to + b * H * W * N, H * part / parts,
-                      H * (part + 1) / parts);
-    }
-  });
-  return y;
-}
+// Packed weights and a bias for each convolution.
+class Stem : public torch::CustomClassHolder {
+ public:
+  Stem(int64_t channels, const std::vector<at::Tensor>& weights) {
+    TORCH_CHECK(!weights.empty() && weights.size() % 2 == 0, "stem: expected weights and a bias for each convolution");
+    for (size_t i = 0; i < weights.size(); i += 2, channels = layers_.back().N)
+      layers_.push_back(linear(weights[i], weights[i + 1], 9 * channels));
+  }
+
+  at::Tensor run(const at::Tensor& image) const {
+    RECORD_FUNCTION("mmmobilemamba::stem", {});
+    TORCH_CHECK(image.dim() == 4 && 9 * image.size(1) == layers_[0].K && image.scalar_type() == at::kFloat
+                    && image.numel() > 0,
+                "stem: expected images (B, ", layers_[0].K / 9, ", H, W) in float32, given are ", image.sizes(), " in ",
+                image.scalar_type());
+    const Passage whole(layers_, image.size(2), image.size(3));
+    const Maps& in = whole.maps.back();
+    const long B = image.size(0), N = layers_.back().N, H = (in.H + 1) / 2, W = (in.W + 1) / 2;
+    const at::Tensor y = at::empty({B, N, H, W}, image.options().memory_format(at::MemoryFormat::ChannelsLast));
+    const float* const from = image.const_data_ptr<float>();
+    float* const to = y.data_ptr<float>();
+    const long parts = std::min<long>(H, (at::get_num_threads() + B - 1) / B);
+    at::parallel_for(0, B * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const long b = i / parts, part = i % parts;
+        Passage(whole).run(from + b * image.stride(0), image.strides(), to + b * H * W * N, H * part / parts,
+                           H * (part + 1) / parts);
+      }
+    });
+    return y;
+  }
+
+ private:
+  std::vector<Linear> layers_;
+};
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
-  library.def("stem(Tensor image, Tensor[] weights) -> Tensor");
+  library.class_<Stem>("Stem")
+      .def(torch::init<int64_t, const std::vector<at::Tensor>&>())
+      .def("run", [](const c10::intrusive_ptr<Stem>& self, const at::Tensor& image) { return self->run(image); });
 }
-
-TORCH_LIBRARY_IMPL(mmmobilemamba, CPU, library) { library.impl("stem", &stem); }

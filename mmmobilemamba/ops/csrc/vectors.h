@@ -4,6 +4,10 @@
 
 #include "kernels.h"
 
+#if VECTOR_WIDTH > 4
+#include <immintrin.h>
+#endif
+
 namespace {
 
 // Vectors of GCC and clang: they compile to the widest instructions of the target, or to several of them.
@@ -55,13 +59,44 @@ static inline float load1(const Bfloat16* p) {
   return bits.f;
 }
 
+#define UNROLL _Pragma("GCC unroll 14")
+
+// The first n numbers of a vector, or all of it.
+template <typename T>
+static inline Vec load_part(const T* p, long n) {
+  if (n >= kWidth) return load_vec(p);
+  Vec x = {};
+  for (long i = 0; i < n; ++i) x[i] = load1(p + i);
+  return x;
+}
+
+// The larger and the smaller one, b where one is nan: one instruction, of which compilers make two otherwise.
+static inline Vec larger(Vec a, Vec b) {
+#if VECTOR_WIDTH == 16
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif VECTOR_WIDTH == 8
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+static inline Vec smaller(Vec a, Vec b) {
+#if VECTOR_WIDTH == 16
+  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif VECTOR_WIDTH == 8
+  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 // e^x within 2 ulp, as 2^k · e^r with |r| ≤ ln2/2; nan stays nan. Adding 1.5·2^23 rounds x·log2(e) to the
 // integer k, and the 127 besides makes the low bits of the sum the exponent field of 2^k. The bounds on x
 // make that field 0 and 255 at the ends: e^x is 0 or infinity there.
 static inline Vec exp_(Vec x) {
   const Vec low = Vec{} - 88.0f, high = Vec{} + 88.8f;
-  x = high < x ? high : x;
-  x = low > x ? low : x;
+  x = larger(low, smaller(high, x));
   const Vec shifted = x * 1.44269504f + 12583039.0f;
   const Vec k = shifted - 12583039.0f;
   const Vec r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
@@ -74,7 +109,7 @@ static inline Vec exp_(Vec x) {
 }
 
 static inline Vec activated(Vec x, Activation activation) {
-  if (activation == Activation::kRelu) return x < Vec{} ? Vec{} : x;
+  if (activation == Activation::kRelu) return larger(Vec{}, x);
   if (activation == Activation::kSwish) return x / (1.0f + exp_(-x));
   return x;
 }

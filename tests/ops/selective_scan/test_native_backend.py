@@ -162,5 +162,5 @@ def test_kernel_of_another_torch(not_built, monkeypatch, tmp_path, release, reas
 
 
 def test_kernel_of_an_older_version(built, monkeypatch):
-    monkeypatch.setattr(library, 'NEWEST', 'operator_of_the_future')
+    monkeypatch.setattr(library, 'NEWEST', 'ClassOfTheFuture')
     assert library.missing.__wrapped__() == 'its kernel was built for an older version of mmmobilemamba'
