@@ -84,13 +84,13 @@ def _watch(tensors: Sequence[Tensor]) -> Callable[[], bool]:
     """Tells, when called, whether tensors still have the memory and the numbers that they have now."""
     if native.missing() is None:
         return torch.classes.mmmobilemamba.Watch(tensors).unchanged
-    state = _state(tensors)
-    return lambda: _state(tensors) == state
+    # As long as those of now live, no others can have their addresses.
+    now = [(t, t.detach(), _version(t)) for t in tensors]
+    return lambda: all(t.data_ptr() == kept.data_ptr() and _version(t) == version for t, kept, version in now)
 
 
-def _state(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
-    # Those made in inference mode have no versions.
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # those made in inference mode have none
 
 
 class CompiledModule(PacksWeights):

@@ -169,6 +169,16 @@ def test_weights_at_the_address_of_those_before():
         del others
 
 
+def test_data_that_comes_to_lie_where_older_data_lay():
+    module = folded()[0]
+    x, weight = torch.randn(1, channels(module), 6, 6), module.mixer.proj.weight
+    for _ in range(5):
+        module(x)
+        for factor in (0.5, 3.0):  # the second may get the memory of what the first replaced
+            weight.data = factor * weight.data
+        torch.testing.assert_close(module(x), by_layers(module, x), rtol=1e-4, atol=1e-4)
+
+
 def test_layers_and_settings_that_are_replaced():
     module, other = folded()[0], folded()[0]
     x = torch.randn(1, channels(module), 6, 6)

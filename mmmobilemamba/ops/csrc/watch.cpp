@@ -10,7 +10,7 @@ namespace {
 class Watch : public torch::CustomClassHolder {
  public:
   explicit Watch(const std::vector<at::Tensor>& tensors) {
-    for (const at::Tensor& x : tensors) watched_.push_back({x, memory(x), version(x)});
+    for (const at::Tensor& x : tensors) watched_.push_back({x, x.storage(), memory(x), version(x)});
   }
 
   // Whether all have the memory and the numbers that they had.
@@ -23,6 +23,7 @@ class Watch : public torch::CustomClassHolder {
  private:
   struct Watched {
     at::Tensor tensor;
+    c10::Storage storage;  // as long as it lives, no other one can have its address
     const void* memory;
     int64_t version;
   };
