@@ -271,11 +271,29 @@ struct Merge {
     TORCH_CHECK(expand.N == dw.C && excite.N == dw.C, "folded: the weights of a patch merging do not fit together");
   }
 
+  // Of each channel of images (B, pixels, C).
+  template <typename T>
+  at::Tensor means(const at::Tensor& x) const {
+    constexpr long kChannels = 64;
+    const long B = x.size(0), C = x.size(2), blocks = (C + kChannels - 1) / kChannels;
+    const at::Tensor y = at::empty({B, C}, x.options());
+    const auto run = std::is_same_v<T, float> ? kernels().channel_means : kernels().channel_means_bfloat16;
+    at::parallel_for(0, B * blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const long image = i / blocks, first = i % blocks * kChannels;
+        const ChannelMeans p{x.size(1), C, (const T*)x.const_data_ptr() + image * x.size(1) * C,
+                             (T*)y.data_ptr() + image * C};
+        run(p, first, std::min(first + kChannels, C));
+      }
+    });
+    return y;
+  }
+
   // A factor in float32 for each channel of images (B, pixels, C).
   template <typename T>
   at::Tensor gates(const at::Tensor& x) const {
     const long B = x.size(0);
-    const at::Tensor mean = x.mean(1), hidden = at::empty({B, squeeze.N}, x.options()), y = at::empty_like(mean);
+    const at::Tensor mean = means<T>(x), hidden = at::empty({B, squeeze.N}, x.options()), y = at::empty_like(mean);
     multiply<T>(squeeze, B, {(T*)mean.data_ptr(), dw.C}, {(T*)hidden.data_ptr(), squeeze.N}, Activation::kRelu);
     multiply<T>(excite, B, {(T*)hidden.data_ptr(), squeeze.N}, {(T*)y.data_ptr(), dw.C});
     return y.sigmoid_().to(at::kFloat);

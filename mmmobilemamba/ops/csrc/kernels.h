@@ -120,6 +120,13 @@ struct NormGate {
   void* y;
 };
 
+// Means y (C) of rows of C numbers.
+struct ChannelMeans {
+  long rows, C;
+  const void* x;
+  void* y;
+};
+
 // dL/dweight (C, k, k) from dL/dy and x (images, H, W, C).
 struct DepthwiseGradient {
   long images, C, H, W, k;
@@ -163,6 +170,8 @@ struct Kernels {
   void (*affine_relu_bfloat16)(const Affine&, long rows);
   void (*norm_gate)(const NormGate&, long rows);
   void (*norm_gate_bfloat16)(const NormGate&, long rows);
+  void (*channel_means)(const ChannelMeans&, long begin, long end);
+  void (*channel_means_bfloat16)(const ChannelMeans&, long begin, long end);
 };
 
 // What a file that has included the kernels calls them.
@@ -173,7 +182,8 @@ struct Kernels {
    gradient_sums<float>, gradient_sums<Bfloat16>, scale_gradient<float>, scale_gradient<Bfloat16>,    \
    mix_bands<float>, mix_bands<Bfloat16>,                                                             \
    multiply_panels, 2 * kWidth, pack_panels, finish_rows,                                             \
-   affine_relu<float>, affine_relu<Bfloat16>, norm_gate<float>, norm_gate<Bfloat16>}
+   affine_relu<float>, affine_relu<Bfloat16>, norm_gate<float>, norm_gate<Bfloat16>, \
+   channel_means<float>, channel_means<Bfloat16>}
 
 const Kernels& kernels();  // the fastest that the processor can run
 

@@ -182,4 +182,22 @@ static void norm_gate(const NormGate& p, long rows) {
   }
 }
 
+// Means over the rows of channels begin ... end - 1, in sums of a few rows first that lose fewer digits.
+template <typename T>
+static void channel_means(const ChannelMeans& p, long begin, long end) {
+  constexpr long kRows = 32, kVecs = 4;
+  for (long first = begin; first < end; first += kVecs * kWidth) {
+    Vec sums[kVecs] = {};
+    for (long row = 0; row < p.rows; row += kRows) {
+      Vec part[kVecs] = {};
+      for (long r = row; r < p.rows && r < row + kRows; ++r)
+        for (long v = 0; v < kVecs; ++v)
+          part[v] += load_part((const T*)p.x + r * p.C + first + v * kWidth, end - first - v * kWidth);
+      for (long v = 0; v < kVecs; ++v) sums[v] += part[v];
+    }
+    for (long v = 0; v < kVecs; ++v)
+      store_part((T*)p.y + first + v * kWidth, sums[v] / (float)p.rows, end - first - v * kWidth);
+  }
+}
+
 }  // namespace
