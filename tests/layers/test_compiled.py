@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_refused(name, settings, monkeypatch):
         kind(weights + weights[-3:])
 
 
-@pytest.mark.parametrize('capability', ['avx2', 'default'])
+@pytest.mark.parametrize('capability', ['avx512', 'avx2', 'default'])
 def test_other_instruction_sets(capability):
     """These tests, and those of the other operators, with the kernels for other processors."""
     if os.environ.get('ATEN_CPU_CAPABILITY'):
@@ -307,7 +307,7 @@ def test_other_instruction_sets(capability):
             *files,
         ],
         cwd=REPOSITORY,
-        env=dict(os.environ, ATEN_CPU_CAPABILITY=capability),
+        env=dict(os.environ, ATEN_CPU_CAPABILITY=capability, OMP_NUM_THREADS='1'),
         capture_output=True,
         text=True,
     )

@@ -4,11 +4,7 @@
 #include <cstring>
 
 #define VECTOR_WIDTH 4
-#include "batch_norm_kernel.h"
-#include "depthwise_kernel.h"
-#include "product_kernel.h"
-#include "scan_kernel.h"
-#include "wavelet_kernel.h"
+#include "all_kernels.h"
 
 static const Kernels kBaselineKernels = KERNELS;
 
@@ -16,11 +12,16 @@ static const Kernels& chosen() {
 #ifdef KERNELS_X86
   // The variable that PyTorch obeys in the choice of its own kernels.
   const char* const most = std::getenv("ATEN_CPU_CAPABILITY");
-  const bool allowed = !most || std::strcmp(most, "default");
-  if (allowed && (!most || std::strcmp(most, "avx2")) && __builtin_cpu_supports("avx512f")
-      && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+  const auto excluded = [&](const char* by) { return most && !std::strcmp(most, by); };
+  if (excluded("default")) return kBaselineKernels;
+  if (!excluded("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")
+      && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
+#ifdef KERNELS_BFLOAT16
+    if (!excluded("avx512") && __builtin_cpu_supports("avx512bf16")) return kAvx512Bfloat16Kernels;
+#endif
     return kAvx512Kernels;
-  if (allowed && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2Kernels;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2Kernels;
 #endif
   return kBaselineKernels;
 }

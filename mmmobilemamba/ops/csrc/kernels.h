@@ -1,7 +1,7 @@
 // What the operators, which know PyTorch, hand to the kernels, which do not.
 //
-// kernels.cpp, kernels_avx2.cpp and kernels_avx512.cpp compile the *_kernel.h for their instruction
-// sets. What they compile must not be shared with files for other ones: no std::, no ATen.
+// The kernels*.cpp compile all_kernels.h for their instruction sets. What they compile must not be shared
+// with files for other ones: no std::, no ATen.
 
 #pragma once
 
@@ -182,7 +182,7 @@ struct Kernels {
    gradient_sums<float>, gradient_sums<Bfloat16>, scale_gradient<float>, scale_gradient<Bfloat16>,    \
    mix_bands<float>, mix_bands<Bfloat16>,                                                             \
    multiply_panels, 2 * kWidth, pack_panels, finish_rows,                                             \
-   affine_relu<float>, affine_relu<Bfloat16>, norm_gate<float>, norm_gate<Bfloat16>, \
+   affine_relu<float>, affine_relu<Bfloat16>, norm_gate<float>, norm_gate<Bfloat16>,                           \
    channel_means<float>, channel_means<Bfloat16>}
 
 const Kernels& kernels();  // the fastest that the processor can run
@@ -190,4 +190,8 @@ const Kernels& kernels();  // the fastest that the processor can run
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 #define KERNELS_X86
 extern const Kernels kAvx2Kernels, kAvx512Kernels;
+#if defined(__clang__) || __GNUC__ >= 10
+#define KERNELS_BFLOAT16
+extern const Kernels kAvx512Bfloat16Kernels;  // of processors that have instructions for it
+#endif
 #endif

@@ -8,11 +8,7 @@
 #endif
 
 #define VECTOR_WIDTH 8
-#include "batch_norm_kernel.h"
-#include "depthwise_kernel.h"
-#include "product_kernel.h"
-#include "scan_kernel.h"
-#include "wavelet_kernel.h"
+#include "all_kernels.h"
 
 #ifdef __clang__
 #pragma clang attribute pop

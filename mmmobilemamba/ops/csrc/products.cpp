@@ -20,7 +20,8 @@ namespace {
 
 namespace blas = at::native::cpublas;
 
-constexpr long kRows = 32, kInputs = 32;  // of a product in bfloat16: oneDNN is slow for numbers in between
+// Of a product in bfloat16: one that the first-level cache holds, and oneDNN is slow for numbers of inputs in between.
+constexpr long kRows = 64, kColumns = 128, kInputs = 32;
 
 bool in_bfloat16() {
 #ifdef BRGEMM
@@ -136,7 +137,7 @@ void multiply(const Linear& w, Product p, long rows, Bfloat16) {
   p = completed(w, p);
   const bool converted = p.weight;
   const long threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  const long tiles = count(rows, kRows), columns = converted ? w.N : count(count(w.N, threads), 64) * 64;
+  const long tiles = count(rows, kRows), columns = converted ? w.N : std::min(kColumns, count(count(w.N, threads), 64) * 64);
   const long pieces = count(w.N, columns);
   at::parallel_for(0, tiles * pieces, 1, [&](int64_t begin, int64_t end) {
     std::optional<Release> release;

@@ -35,9 +35,13 @@ static inline Vec load_vec(const Bfloat16* p) {
 }
 
 static inline void store_vec(Bfloat16* p, Vec x) {
+#ifdef BFLOAT16_INSTRUCTIONS
+  const ShortVec y = (ShortVec)_mm512_cvtneps_pbh((__m512)x);
+#else
   const IntVec bits = (IntVec)x, odd = (bits >> 16) & 1;
   const IntVec rounded = ((bits + 0x7fff + odd) >> 16) & 0xffff;
   const ShortVec y = __builtin_convertvector(x == x ? rounded : IntVec{} + 0x7fc0, ShortVec);
+#endif
   __builtin_memcpy(p, &y, sizeof y);
 }
 
