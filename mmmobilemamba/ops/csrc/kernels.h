@@ -161,9 +161,10 @@ struct Kernels {
   // One block of channels of one image; room for twice the bands.
   void (*wavelets)(const Wavelets&, long image, long block, float* room);
   void (*wavelets_bfloat16)(const Wavelets&, long image, long block, float* room);
-  // Rows row ... last - 1 and panels begin ... end - 1, each of `panel` columns.
+  // Rows row ... last - 1 and panels begin ... end - 1, each of `panel` columns, the last one perhaps of half of
+  // them; `block` rows of a panel at most are computed at once.
   void (*product)(const Product&, long row, long last, long begin, long end);
-  long panel;
+  long panel, block;
   void (*pack_product)(const float* weight, long N, long K, float* packed);
   void (*finish_bfloat16)(const Product&, const float* product, long rows);
   void (*affine_relu)(const Affine&, long rows);
@@ -181,7 +182,7 @@ struct Kernels {
    moments<float>, moments<Bfloat16>, scale_rows<float>, scale_rows<Bfloat16>,                        \
    gradient_sums<float>, gradient_sums<Bfloat16>, scale_gradient<float>, scale_gradient<Bfloat16>,    \
    mix_bands<float>, mix_bands<Bfloat16>,                                                             \
-   multiply_panels, 2 * kWidth, pack_panels, finish_rows,                                             \
+   multiply_panels, 2 * kWidth, kBlockRows, pack_panels, finish_rows,                                 \
    affine_relu<float>, affine_relu<Bfloat16>, norm_gate<float>, norm_gate<Bfloat16>,                           \
    channel_means<float>, channel_means<Bfloat16>}
 

@@ -126,11 +126,21 @@ Linear linear(const at::Tensor& weight, const at::Tensor& bias, long K) {
 
 void multiply(const Linear& w, Product p, long rows, float) {
   p = completed(w, p);
-  const long panel = kernels().panel;
   TORCH_CHECK(p.weight, "product: weights in bfloat16 for pixels in float32");
+  // Blocks of rows, panel after panel; in units of half a block, for those of the last panel may be no more.
+  const long half = kernels().panel / 2, halves = count(w.N, half), blocks = count(rows, kernels().block);
+  const long full = halves / 2 * blocks;
+  const auto block = [&](long unit) { return unit < 2 * full ? unit / 2 : unit - full; };
   constexpr long kReading = 16;  // rows whose products take as long as it takes to read the weights
-  at::parallel_for(0, count(w.N, panel), grain(std::max(rows, kReading) * w.K * panel),
-                   [&](int64_t begin, int64_t end) { kernels().product(p, 0, rows, begin, end); });
+  const long cost = count(std::max(rows, kReading), std::max(1L, blocks)) * w.K * half;
+  at::parallel_for(0, halves * blocks, grain(cost), [&](int64_t begin, int64_t end) {
+    for (long at = block(begin), last = block(end); at < last;) {
+      const long panel = at / blocks, first = at % blocks, whole = first ? 0 : (last - at) / blocks;
+      const long n = whole ? blocks : std::min(blocks - first, last - at);
+      kernels().product(p, rows * first / blocks, rows * (first + n) / blocks, panel, panel + std::max(1L, whole));
+      at += n * std::max(1L, whole);
+    }
+  });
 }
 
 void multiply(const Linear& w, Product p, long rows, Bfloat16) {

@@ -10,13 +10,17 @@ namespace {
 class Watch : public torch::CustomClassHolder {
  public:
   explicit Watch(const std::vector<at::Tensor>& tensors) {
-    for (const at::Tensor& x : tensors) watched_.push_back({x, x.storage(), memory(x), version(x)});
+    for (const at::Tensor& x : tensors) watched_.push_back({x, x.storage(), x.is_inference() ? -1 : version(x)});
   }
 
-  // Whether all have the memory and the numbers that they had.
+  // Whether all have the memory and the numbers that they had. It reads little, from places far apart.
   bool unchanged() const {
     bool same = true;
-    for (const Watched& w : watched_) same &= memory(w.tensor) == w.memory && version(w.tensor) == w.version;
+    for (const Watched& w : watched_) {
+      const c10::Storage& storage = w.tensor.unsafeGetTensorImpl()->unsafe_storage();
+      same &= storage.unsafeGetStorageImpl() == w.storage.unsafeGetStorageImpl();
+      same &= w.version < 0 || version(w.tensor) == w.version;
+    }
     return same;
   }
 
@@ -24,14 +28,10 @@ class Watch : public torch::CustomClassHolder {
   struct Watched {
     at::Tensor tensor;
     c10::Storage storage;  // as long as it lives, no other one can have its address
-    const void* memory;
-    int64_t version;
+    int64_t version;       // -1 for a tensor made in inference mode, which has none
   };
 
-  static const void* memory(const at::Tensor& x) { return x.unsafeGetTensorImpl()->storage().data(); }
-  static int64_t version(const at::Tensor& x) {
-    return x.is_inference() ? 0 : x.unsafeGetTensorImpl()->version_counter().current_version();
-  }
+  static int64_t version(const at::Tensor& x) { return x.unsafeGetTensorImpl()->version_counter().current_version(); }
 
   std::vector<Watched> watched_;
 };
