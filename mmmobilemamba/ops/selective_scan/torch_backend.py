@@ -97,9 +97,16 @@ def _copy_transposed(x: Tensor, out: Tensor, width: int) -> None:
         out_part.copy_(part)
 
 
-def _scan_(decay: Tensor, state: Tensor, steps: int, backwards: bool) -> None:
-    """``state_l += decay_l · state_{l-1}`` over all positions in place; both (b, c·T, ...), T ``steps``."""
+def _scan_(decay: Tensor, state: Tensor, steps: int, backwards: bool, delayed: bool = False) -> None:
+    """``state_l += decay_l · state_{l-1}`` over all positions in place; both (b, c·T, ...), T ``steps``.
+
+    Where ``delayed``, the factor is decay_{l-1}.
+    """
     a, h = (x.unflatten(1, (-1, steps)).unbind(2) for x in (decay, state))
+    if delayed:
+        edge, last = torch.zeros_like(a[0]), a[0 if backwards else -1]
+        _neighbours(edge, backwards)[1].copy_(_neighbours(last, backwards)[0])
+        a = (*a[1:], edge) if backwards else (edge, *a[:-1])
     order = range(steps)[:: -1 if backwards else 1]
     first = order[0]
     if a[first].shape[1] > 1:
@@ -124,13 +131,9 @@ def _scan_chunks(p: Tensor, s: Tensor, backwards: bool) -> Tensor:
     return s[:, :count]
 
 
-def _shift(x: Tensor, backwards: bool, out: Tensor) -> Tensor:
-    """out_l = x_{l-1}, the value at the position scanned before (zero at the first); (b, c·T, ...)."""
-    if backwards:
-        out[:, :-1], out[:, -1] = x[:, 1:], 0
-    else:
-        out[:, 1:], out[:, 0] = x[:, :-1], 0
-    return out
+def _neighbours(x: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
+    """x (b, n, ...) but for what is scanned last, and for each of those what is scanned next."""
+    return (x[:, 1:], x[:, :-1]) if backwards else (x[:, :-1], x[:, 1:])
 
 
 class _Work:
@@ -297,10 +300,12 @@ def _backward(
             tile.discretise(k, slope)
             decay, h, step = work.decay, work.state, work.delta.unsqueeze(2)
             torch.mul(dy.unsqueeze(2), tile.load_rows(work.C, k), out=g)
-            _scan_(_shift(decay, k == 0, spare), g, steps, backwards=k == 0)
+            _scan_(decay, g, steps, backwards=k == 0, delayed=True)
             _scan_(decay, h, steps, backwards=k == 1)
             tile.add_rows(torch.mul(h, dy.unsqueeze(2), out=spare), k, dC)
-            kept = _shift(h, k == 1, spare).mul_(decay).mul_(g)  # g_t exp(Δ_t A) h_{t-1}
+            kept = torch.mul(decay, g, out=spare)  # and then g_t exp(Δ_t A) h_{t-1}
+            _neighbours(kept, k == 1)[1].mul_(_neighbours(h, k == 1)[0])
+            kept[:, -k] = 0  # no state before the first position
             dA[k, part] += torch.mul(kept, step, out=decay).sum((0, 1)).t()
             tile.add_rows(torch.mul(g, step, out=h).mul_(work.u.unsqueeze(2)), k, dB)
             received = _over_states(g.mul_(tile.load_rows(work.B, k)))  # dL / d(Δ_t u_t)
