@@ -130,7 +130,7 @@ class CompiledModule(PacksWeights):
         raise NotImplementedError
 
     def _compile(self) -> Callable[[Tensor], Tensor]:
-        """What computes the same, with copies of the weights."""
+        """What computes the same with the weights of now."""
         raise NotImplementedError
 
     def _compile_if_possible(self) -> tuple[torch.dtype | None, Callable[[Tensor], Tensor]]:

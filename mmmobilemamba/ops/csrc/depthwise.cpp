@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "operators.h"
 
 namespace {
 
@@ -60,18 +60,15 @@ at::Tensor weight_gradient(const at::Tensor& grad, const at::Tensor& x, int64_t 
   return dweight;
 }
 
-// The operators through the dispatcher, which knows tensors without data as well.
 at::Tensor call(const at::Tensor& x, const at::Tensor& weight, const Optional& bias) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("mmmobilemamba::depthwise_conv2d", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const Optional&)>();
+  static const auto op = dispatched<at::Tensor(const at::Tensor&, const at::Tensor&, const Optional&)>(
+      "mmmobilemamba::depthwise_conv2d");
   return op.call(x, weight, bias);
 }
 
 at::Tensor call_weight_gradient(const at::Tensor& grad, const at::Tensor& x, int64_t k) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("mmmobilemamba::depthwise_weight_gradient", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t)>();
+  static const auto op = dispatched<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t)>(
+      "mmmobilemamba::depthwise_weight_gradient");
   return op.call(grad, x, k);
 }
 

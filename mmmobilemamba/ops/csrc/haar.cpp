@@ -5,7 +5,6 @@
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -13,6 +12,8 @@
 #include <algorithm>
 #include <utility>
 #include <vector>
+
+#include "operators.h"
 
 namespace {
 
@@ -126,18 +127,14 @@ at::Tensor synthesis(const at::Tensor& y, int64_t height, int64_t width) {
   return image;
 }
 
-// The operators through the dispatcher, which knows tensors without data as well.
 at::Tensor call_analysis(const at::Tensor& x) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("mmmobilemamba::haar_analysis", "")
-                             .typed<at::Tensor(const at::Tensor&)>();
+  static const auto op = dispatched<at::Tensor(const at::Tensor&)>("mmmobilemamba::haar_analysis");
   return op.call(x);
 }
 
 at::Tensor call_synthesis(const at::Tensor& y, c10::SymInt height, c10::SymInt width) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("mmmobilemamba::haar_synthesis", "")
-                             .typed<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt)>();
+  static const auto op = dispatched<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt)>(
+      "mmmobilemamba::haar_synthesis");
   return op.call(y, std::move(height), std::move(width));
 }
 

@@ -147,8 +147,8 @@ void multiply(const Linear& w, Product p, long rows, Bfloat16) {
   p = completed(w, p);
   const bool converted = p.weight;
   const long threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  const long tiles = count(rows, kRows), columns = converted ? w.N : std::min(kColumns, count(count(w.N, threads), 64) * 64);
-  const long pieces = count(w.N, columns);
+  const long tiles = count(rows, kRows), share = count(count(w.N, threads), 64) * 64;
+  const long columns = converted ? w.N : std::min(kColumns, share), pieces = count(w.N, columns);
   at::parallel_for(0, tiles * pieces, 1, [&](int64_t begin, int64_t end) {
     std::optional<Release> release;
     if (!converted) release.emplace();
