@@ -7,6 +7,7 @@ from torch import nn
 
 from mmmobilemamba.layers import fused_conv as fused_conv_module
 from mmmobilemamba.layers.fused_conv import FusedConv2d
+from mmmobilemamba.ops import native
 
 pytestmark = pytest.mark.skipif(
     torch.float32 not in fused_conv_module._onednn_dtypes(), reason='this torch has no fused convolutions'
@@ -66,7 +67,10 @@ def test_every_kind_is_the_plain_convolution(options, activation, dtype):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('size', [3, 50])
 @pytest.mark.parametrize('options', [dict(kernel_size=1), dict(kernel_size=5, padding=2, groups=24)])
-def test_weights_that_change_between_calls(options, size, dtype):
+@pytest.mark.parametrize('compiled', [True, False])
+def test_weights_that_change_between_calls(options, size, dtype, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(native, 'missing', lambda: 'not built')
     plain = nn.Conv2d(24, 24, **options).to(dtype)
     conv, x = FusedConv2d(copy.deepcopy(plain)), torch.randn(1, 24, size, size).to(dtype)
     before = conv(x)
@@ -77,6 +81,9 @@ def test_weights_that_change_between_calls(options, size, dtype):
     others = {name: tensor.clone() for name, tensor in plain.named_parameters()}
     torch.testing.assert_close(torch.func.functional_call(conv, others, x), before)
     torch.testing.assert_close(conv(x), changed)
+    for factor in (4, -1 / 8):  # the second may get the memory of what the first replaced
+        conv.weight.data = factor * conv.weight.data
+    torch.testing.assert_close(conv(x), before)
 
 
 @torch.no_grad()
