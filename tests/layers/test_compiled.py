@@ -291,7 +291,7 @@ def test_other_instruction_sets(capability):
     """These tests, and those of the other operators, with the kernels for other processors."""
     if os.environ.get('ATEN_CPU_CAPABILITY'):
         pytest.skip('runs in a process of another such test')
-    operators = 'batch_norm', 'depthwise', 'haar', 'selective_scan/test_native_backend'
+    operators = 'batch_norm', 'depthwise', 'selective_scan/test_native_backend'
     files = [f'tests/ops/{name if "/" in name else "test_" + name}.py' for name in operators]
     run = subprocess.run(
         [
