@@ -338,6 +338,12 @@ at::Tensor checked(const at::Tensor& x, long C) {
   return x.contiguous(kChannelsLast);
 }
 
+// run(T()) for the type T of the numbers of x.
+template <typename F>
+at::Tensor for_type(const at::Tensor& x, const F& run) {
+  return x.scalar_type() == at::kFloat ? run(float()) : run(Bfloat16());
+}
+
 // x + dw_ffn(mixer(dw_ffn(x))).
 class Block : public torch::CustomClassHolder {
  public:
@@ -347,11 +353,10 @@ class Block : public torch::CustomClassHolder {
   at::Tensor run(const at::Tensor& x, double eps) const {
     RECORD_FUNCTION("mmmobilemamba::block", {});
     const at::Tensor in = checked(x, first_.dw.C);
-    const auto run = [&](auto type) {
+    return for_type(x, [&](auto type) {
       using T = decltype(type);
       return last_.run<T>(mixer_.run<T>(first_.run<T>(in), eps), (const T*)in.const_data_ptr());
-    };
-    return x.scalar_type() == at::kFloat ? run(float()) : run(Bfloat16());
+    });
   }
 
  private:
@@ -372,11 +377,10 @@ class Downsample : public torch::CustomClassHolder {
   at::Tensor run(const at::Tensor& x) const {
     RECORD_FUNCTION("mmmobilemamba::downsample", {});
     const at::Tensor in = checked(x, first_.dw.C);
-    const auto run = [&](auto type) {
+    return for_type(x, [&](auto type) {
       using T = decltype(type);
       return last_.run<T>(merge_.run<T>(first_.run<T>(in)));
-    };
-    return x.scalar_type() == at::kFloat ? run(float()) : run(Bfloat16());
+    });
   }
 
  private:

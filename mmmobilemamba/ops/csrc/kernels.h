@@ -183,7 +183,7 @@ struct Kernels {
    gradient_sums<float>, gradient_sums<Bfloat16>, scale_gradient<float>, scale_gradient<Bfloat16>,    \
    mix_bands<float>, mix_bands<Bfloat16>,                                                             \
    multiply_panels, 2 * kWidth, kBlockRows, pack_panels, finish_rows,                                 \
-   affine_relu<float>, affine_relu<Bfloat16>, norm_gate<float>, norm_gate<Bfloat16>,                           \
+   affine_relu<float>, affine_relu<Bfloat16>, norm_gate<float>, norm_gate<Bfloat16>,                  \
    channel_means<float>, channel_means<Bfloat16>}
 
 const Kernels& kernels();  // the fastest that the processor can run

@@ -135,10 +135,11 @@ void multiply(const Linear& w, Product p, long rows, float) {
   const long cost = count(std::max(rows, kReading), std::max(1L, blocks)) * w.K * half;
   at::parallel_for(0, halves * blocks, grain(cost), [&](int64_t begin, int64_t end) {
     for (long at = block(begin), last = block(end); at < last;) {
-      const long panel = at / blocks, first = at % blocks, whole = first ? 0 : (last - at) / blocks;
-      const long n = whole ? blocks : std::min(blocks - first, last - at);
-      kernels().product(p, rows * first / blocks, rows * (first + n) / blocks, panel, panel + std::max(1L, whole));
-      at += n * std::max(1L, whole);
+      // Whole panels at once, else what there is of one.
+      const long panel = at / blocks, first = at % blocks, n = std::min(blocks - first, last - at);
+      const long panels = n == blocks ? (last - at) / blocks : 1;
+      kernels().product(p, rows * first / blocks, rows * (first + n) / blocks, panel, panel + panels);
+      at += n * panels;
     }
   });
 }

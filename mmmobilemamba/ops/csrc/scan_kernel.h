@@ -165,9 +165,9 @@ static void activate(Tile& delta, const Lanes& bias, bool softplus, long steps) 
 }
 
 // The same; where softplus, slope ← dΔ/d(given) too.
-static void activate(Tile& delta, const Lanes& bias, bool softplus, Tile& slope) {
-  if (!softplus) return activate(delta, bias, softplus, kSteps);
-  for (long t = 0; t < kSteps; ++t)
+static void activate(Tile& delta, const Lanes& bias, bool softplus, long steps, Tile& slope) {
+  if (!softplus) return activate(delta, bias, softplus, steps);
+  for (long t = 0; t < steps; ++t)
     for (long v = 0; v < kVecs; ++v) {
       const Vec x = delta[t][v] + bias[v], z = exp_(minus_abs(x));
       slope[t][v] = (x < Vec{} ? z : Vec{} + 1.0f) / (1.0f + z);
@@ -359,7 +359,7 @@ static void backward_block(const Scan& p, const ScanGradients& g, long image, lo
       load_tile(in.delta + start * p.delta.position, p.delta.channel, p.delta.position, lanes, span.steps,
                 x.delta);
       load_tile(dy0 + start * g.y.position, g.y.channel, g.y.position, lanes, span.steps, x.gy);
-      activate(x.delta, in.bias, p.softplus, x.slope);
+      activate(x.delta, in.bias, p.softplus, span.steps, x.slope);
       const long next = span.tile_before() * kSteps;
       for (long t = 0; t < kSteps; ++t) {
         if (i > 0) {
