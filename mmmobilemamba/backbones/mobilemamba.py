@@ -1,7 +1,6 @@
 """MobileMamba as a backbone of OpenMMLab detectors and segmentors (CVPR 2025, arXiv 2411.15941)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,54 +10,14 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from ..arch import NUM_STAGES, Arch
 from ..checkpoint import load_pretrained, prepare_backbone_state_dict
 from ..deploy import fuse_children
 from ..errors import UserError
-from ..layers import Downsample, MobileMambaBlock, Stem
+from ..layers import Downsample, MobileMambaBlock, Stage, Stem
 from ..layers.conv_bn import DEFAULT_NORM, NormCfg
 from ..ops import check_backend
-
-
-@contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """The second forward of a checkpointed block must not update the BN statistics a second time."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    before = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
-    for module in norms:
-        module.momentum = 0.0
-    try:
-        yield
-    finally:
-        for module, momentum, count in before:
-            module.momentum = momentum
-            module.num_batches_tracked.copy_(count)
-
-
-class Stage(nn.Module):
-    """Down-sampling (none in the first stage), then the blocks."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], with_cp: bool) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-        self.with_cp = with_cp
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        for block in self.blocks:
-            if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(
-                    block,
-                    x,
-                    use_reentrant=False,
-                    context_fn=lambda block=block: (nullcontext(), _statistics_kept(block)),
-                )
-            else:
-                x = block(x)
-        return x
 
 
 @MODELS.register_module()
@@ -247,7 +206,8 @@ class MobileMamba(BaseModule):
 
         The outputs stay the same up to rounding. Device and data type are kept; a second call does
         nothing. The folded network cannot be trained, and takes the checkpoints of folded ones only. On a
-        CPU its stem and blocks are compiled operators, which run no forward hooks of the layers inside.
+        CPU the compiled library computes its stem, and each stage, as one; forward hooks of the layers
+        inside blocks do not run there, those of blocks make their stage run block by block.
         """
         if not self.deployed:
             self.eval()

@@ -2,6 +2,7 @@ from .block import Downsample, MobileMambaBlock
 from .conv_bn import FFN, ConvBN, ResidualConvBN
 from .mrffi import MRFFI, MKDeConv, WaveletMamba, split_channels
 from .ss2d import SS2D
+from .stage import Stage
 from .stem import Stem
 from .wavelet import WaveletConv, dwt2d, idwt2d, wavelet_filters
 
@@ -14,6 +15,7 @@ __all__ = [
     'MKDeConv',
     'MobileMambaBlock',
     'ResidualConvBN',
+    'Stage',
     'Stem',
     'WaveletConv',
     'WaveletMamba',

@@ -1,6 +1,6 @@
 """The MobileMamba block, and the down-sampling between stages."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -51,17 +51,16 @@ class FoldedBlock(CompiledModule):
         return x + self.ffn_out(self.dw_out(self.mixer(self.ffn_in(self.dw_in(x)))))
 
     @property
-    def _can_compile(self) -> bool:
+    def can_compile(self) -> bool:
         return self.mixer.can_compile
 
-    def _compile(self) -> Callable[[Tensor], Tensor]:
+    def add_to(self, layers: Any) -> None:
         weights = (
             _residual_weights(self.dw_in, self.ffn_in)
             + _residual_weights(self.dw_out, self.ffn_out)
             + self.mixer.compiled_weights()
         )
-        run, norm = torch.classes.mmmobilemamba.Block(weights).run, self.mixer.global_branch.ss2d.out_norm
-        return lambda x: run(x, norm.eps)
+        layers.block(weights, self.mixer.global_branch.ss2d.out_norm.eps)
 
 
 def _residual_weights(dw: FusedConv2d, ffn: FFN) -> list[Tensor]:
@@ -122,16 +121,15 @@ class FoldedDownsample(CompiledModule):
         return self.ffn_out(self.dw_out(self.merge(self.ffn_in(self.dw_in(x)))))
 
     @property
-    def _can_compile(self) -> bool:
+    def can_compile(self) -> bool:
         return min(self.dw_in.in_channels, self.dw_out.in_channels) >= MIN_CHANNELS
 
-    def _compile(self) -> Callable[[Tensor], Tensor]:
+    def add_to(self, layers: Any) -> None:
         merge = self.merge
-        weights = (
+        layers.downsample(
             _residual_weights(self.dw_in, self.ffn_in)
             + _residual_weights(self.dw_out, self.ffn_out)
             + product_weights(merge.expand)
             + kernel_weights(merge.dw)
             + product_weights(merge.se.fc1, merge.se.fc2, merge.project)
         )
-        return torch.classes.mmmobilemamba.Downsample(weights).run

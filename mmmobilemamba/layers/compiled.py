@@ -62,12 +62,13 @@ class _Watched:
         modules = list(module.modules())
         # What an empty one gains is not computed with.
         self._inside = [inside for m in modules for inside in (m._modules, m._parameters) if inside]
+        self._norms = [m for m in modules if isinstance(m, nn.LayerNorm)]
         self._found = self._find()
         self._mkldnn = torch.backends.mkldnn.enabled
         self._unwritten = _watch([x for x in self._found if isinstance(x, Tensor)])
 
-    def _find(self) -> list[nn.Module | Tensor | None]:
-        return list(chain.from_iterable(map(dict.values, self._inside)))
+    def _find(self) -> list[nn.Module | Tensor | float | None]:
+        return [*chain.from_iterable(map(dict.values, self._inside)), *(norm.eps for norm in self._norms)]
 
     def unchanged(self) -> bool:
         """Whether all are still there, and the numbers in them as they were."""
@@ -125,19 +126,21 @@ class CompiledModule(PacksWeights):
         raise NotImplementedError
 
     @property
-    def _can_compile(self) -> bool:
+    def can_compile(self) -> bool:
         """Whether the compiled library computes layers as these are."""
         raise NotImplementedError
 
-    def _compile(self) -> Callable[[Tensor], Tensor]:
-        """What computes the same with the weights of now."""
+    def add_to(self, layers: Any) -> None:
+        """Add what computes the same, with the weights of now, to a ``Layers`` of the compiled library."""
         raise NotImplementedError
 
     def _compile_if_possible(self) -> tuple[torch.dtype | None, Callable[[Tensor], Tensor]]:
         """The type of the maps that the compiled library takes, if any, and what computes with them."""
         dtypes = {p.dtype for p in self.parameters()}
-        if dtypes in ({torch.float32}, {torch.bfloat16}) and self._can_compile:
-            return dtypes.pop(), self._compile()
+        if dtypes in ({torch.float32}, {torch.bfloat16}) and self.can_compile:
+            layers = torch.classes.mmmobilemamba.Layers()
+            self.add_to(layers)
+            return dtypes.pop(), layers.run
         return None, self._by_layers
 
     def _forget(self) -> None:

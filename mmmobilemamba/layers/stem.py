@@ -1,7 +1,7 @@
 """The stem: four strided convolutions that make an image a sixteenth as high and wide."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -48,15 +48,15 @@ class FoldedStem(CompiledModule):
         return x
 
     @property
-    def _can_compile(self) -> bool:
+    def can_compile(self) -> bool:
         # In bfloat16, oneDNN's convolutions have instructions that the compiled ones do without.
         convs = list(self.children())
         return all(c.out_channels >= MIN_CHANNELS and c.weight.dtype == torch.float32 for c in convs)
 
-    def _compile(self) -> Callable[[Tensor], Tensor]:
+    def add_to(self, layers: Any) -> None:
         convs, weights = list(self.children()), []
         for i, conv in enumerate(convs):
             # An image is read row by row of each channel, other maps pixel by pixel of each row.
             order = (0, 2, 1, 3) if i == 0 else (0, 2, 3, 1)
             weights += [packed(conv.weight.permute(order)), *in_float32(conv.bias)]
-        return torch.classes.mmmobilemamba.Stem(convs[0].in_channels, weights).run
+        layers.stem(convs[0].in_channels, weights)

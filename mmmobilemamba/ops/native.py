@@ -11,7 +11,7 @@ from torch import Tensor
 from ..compat import has_tangent, is_compiling
 
 # The class that a library from before the last change does not have.
-NEWEST = 'Watch'
+NEWEST = 'Layers'
 
 
 @cache

@@ -265,25 +265,40 @@ def test_inference_mode():
         torch.testing.assert_close(module(x), by_layers(module, x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(('name', 'settings'), [('Block', [1e-5]), ('Downsample', [])])
-def test_what_does_not_fit_is_refused(name, settings, monkeypatch):
-    module = next(m for m in folded() if type(m).__name__ == f'Folded{name}')
-    kind, calls = getattr(torch.classes.mmmobilemamba, name), []
-    monkeypatch.setattr(torch.classes.mmmobilemamba, name, lambda *args: calls.append(args) or kind(*args))
-    run = module._compile()
+class Recorded:
+    """Takes what a module adds to the layers of the compiled library."""
+
+    def block(self, *args):
+        self.added = 'block', *args
+
+    def downsample(self, *args):
+        self.added = 'downsample', *args
+
+
+@pytest.mark.parametrize('kind', [FoldedBlock, FoldedDownsample])
+def test_what_does_not_fit_is_refused(kind):
+    module = next(m for m in folded() if isinstance(m, kind))
+    recorded = Recorded()
+    module.add_to(recorded)
+    name, weights, *settings = recorded.added
     x = torch.randn(1, channels(module), 4, 4)
+
+    def run(weights, x):
+        layers = torch.classes.mmmobilemamba.Layers()
+        getattr(layers, name)(weights, *settings)
+        return layers.run(x)
+
     for wrong in (x[0], x.double(), x[:, :-1]):
         with pytest.raises(RuntimeError, match='folded: expected'):
-            run(wrong)
-    ((weights,),) = calls
+            run(weights, wrong)
     for i in range(len(weights)):
         for wrong in (weights[i].double(), weights[i].flatten()[:-1]):
             with pytest.raises((RuntimeError, IndexError)):
-                kind(weights[:i] + [wrong] + weights[i + 1 :]).run(x, *settings)
+                run(weights[:i] + [wrong] + weights[i + 1 :], x)
     with pytest.raises(RuntimeError, match='folded: too few weights'):
-        kind(weights[:5])
+        run(weights[:5], x)
     with pytest.raises(RuntimeError, match='folded: '):
-        kind(weights + weights[-3:])
+        run(weights + weights[-3:], x)
 
 
 @pytest.mark.parametrize('capability', ['avx512', 'avx2', 'default'])
@@ -303,6 +318,7 @@ def test_other_instruction_sets(capability):
             '-p',
             'no:cacheprovider',
             'tests/layers/test_compiled.py',
+            'tests/layers/test_stage.py',
             'tests/layers/test_stem.py',
             *files,
         ],

@@ -1,6 +1,7 @@
 """The operator for the folded stem against the layers that it stands for."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,18 +98,23 @@ def test_weights_that_change_between_calls():
         torch.testing.assert_close(stem(x), expected, rtol=1e-4, atol=1e-4, msg=name)
 
 
-def test_what_does_not_fit_is_refused(built, monkeypatch):
-    kind, calls = torch.classes.mmmobilemamba.Stem, []
-    monkeypatch.setattr(torch.classes.mmmobilemamba, 'Stem', lambda *args: calls.append(args) or kind(*args))
-    run, x = folded()._compile(), torch.randn(1, 3, 20, 20)
+def test_what_does_not_fit_is_refused(built):
+    recorded, x = [], torch.randn(1, 3, 20, 20)
+    folded().add_to(SimpleNamespace(stem=lambda *args: recorded.extend(args)))
+    in_channels, weights = recorded
+
+    def run(channels, weights, x):
+        layers = torch.classes.mmmobilemamba.Layers()
+        layers.stem(channels, weights)
+        return layers.run(x)
+
     for wrong in (x[0], x.double(), x[:, :, :0], x[:, :2]):
         with pytest.raises(RuntimeError, match=r'stem: expected images \(B, 3, H, W\)'):
-            run(wrong)
-    channels, weights = calls[0]
+            run(in_channels, weights, wrong)
     with pytest.raises(RuntimeError, match='do not fit to 18 inputs'):
-        kind(2, weights)
+        run(2, weights, x)
     for wrong in ([], weights[:3]):
         with pytest.raises(RuntimeError, match='stem: expected weights and a bias'):
-            kind(channels, wrong)
+            run(in_channels, wrong, x)
     with pytest.raises(RuntimeError, match='do not fit'):
-        kind(channels, weights[2:])
+        run(in_channels, weights[2:], x)

@@ -4,11 +4,11 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/record_function.h>
-#include <torch/custom_class.h>
 
+#include <memory>
 #include <optional>
-#include <vector>
 
+#include "layers.h"
 #include "operators.h"
 #include "products.h"
 
@@ -58,7 +58,7 @@ template <typename T>
 struct Pixels {
   T* data;
   long stride;
-  T* row(long i, long W) const { return data + i * W * stride; }
+  Pixels row(long i, long W) const { return {data + i * W * stride, stride}; }
 };
 
 template <typename T>
@@ -72,7 +72,13 @@ struct Size {
   explicit Size(const at::Tensor& x, long step = 1)
       : B(x.size(0)), H((x.size(2) + step - 1) / step), W((x.size(3) + step - 1) / step) {}
   long rows() const { return B * H; }
+  long pixels() const { return B * H * W; }
 };
+
+template <typename T>
+Pixels<T> map(Room& room, const Size& size, long C) {
+  return {(T*)room.take(size.pixels() * C * sizeof(T)), C};
+}
 
 // Rows begin ... end - 1 of the images that y is; it begins with the first of them.
 template <typename T>
@@ -121,8 +127,9 @@ void affine_relu(const Affine& p, long rows) {
   });
 }
 
-at::Tensor image(const at::Tensor& like, long C) {
-  return at::empty({like.size(0), C, like.size(2), like.size(3)}, like.options().memory_format(kChannelsLast));
+// Of the type of `like`.
+at::Tensor image(const at::Tensor& like, const Size& size, long C) {
+  return at::empty({size.B, C, size.H, size.W}, like.options().memory_format(kChannelsLast));
 }
 
 // t + reduce(relu(expand(t))) + add for t = dw(x), which holds its identity branch.
@@ -134,20 +141,16 @@ struct DwFfn {
   }
 
   template <typename T>
-  at::Tensor run(const at::Tensor& x, const T* add = nullptr) const {
+  void run(const Size& size, Pixels<T> x, Pixels<T> y, const T* add = nullptr) const {
     RECORD_FUNCTION("mmmobilemamba::dw_ffn", {});
-    const Size size(x);
     const long C = dw.C, W = size.W;
-    const at::Tensor y = image(x, C);
     for_strips(size.rows(), W, [&](long begin, long end) {
       const long n = (end - begin) * W;
       const Pixels<T> t{scratch<T>(Slot::kInput, n * C), C}, hidden{scratch<T>(Slot::kHidden, n * expand.N), expand.N};
-      convolve<T>(dw, size, pixels<T>(x), t, begin, end, Activation::kNone);
+      convolve<T>(dw, size, x, t, begin, end, Activation::kNone);
       multiply<T>(expand, n, t, hidden, Activation::kRelu);
-      multiply<T>(reduce, n, hidden, {pixels<T>(y).row(begin, W), C}, Activation::kNone, t,
-                  add ? add + begin * W * C : nullptr);
+      multiply<T>(reduce, n, hidden, y.row(begin, W), Activation::kNone, t, add ? add + begin * W * C : nullptr);
     }, std::is_same_v<T, float> ? 96 : 160);  // products in bfloat16 take less time than their weights
-    return y;
   }
 };
 
@@ -161,24 +164,25 @@ struct Local {
 // x + proj(relu([global(x_g), local(x_l), x_i])): multi-receptive-field feature interaction. D channels are scanned in
 // two directions.
 struct Mixer {
-  at::Tensor A, skip, delta_bias, to_delta;
-  long D;
+  ScanWeights scan;
   Linear out_proj, in_proj, gate_proj;
   Kernel conv;
   Linear to_scan;
-  at::Tensor norm_weight, norm_bias, wavelet;
+  at::Tensor norm_weight, norm_bias;
+  float eps;
+  at::Tensor wavelet;
   Linear proj;
   std::optional<Local> local;
 
-  Mixer(Reader& list, long C)
-      : A(list.tensor()), skip(list.tensor()), delta_bias(list.tensor()), to_delta(list.tensor()), D(A.size(1)),
-        out_proj(list.product(D)), in_proj(list.product(out_proj.N)), gate_proj(list.product(out_proj.N)), conv(list),
-        to_scan(list.product(D)), norm_weight(list.floats({D})), norm_bias(list.floats({D})), wavelet(list.tensor()),
-        proj(list.product(C)) {
+  Mixer(Reader& list, long C, double eps)
+      : scan{list.tensor(), list.tensor(), list.tensor(), list.tensor()}, out_proj(list.product(scan.D)),
+        in_proj(list.product(out_proj.N)), gate_proj(list.product(out_proj.N)), conv(list),
+        to_scan(list.product(scan.D)), norm_weight(list.floats({scan.D})), norm_bias(list.floats({scan.D})),
+        eps((float)eps), wavelet(list.tensor()), proj(list.product(C)) {
     if (!list.empty()) local.emplace(list);
     const long k = wavelet.size(1);
-    TORCH_CHECK(in_proj.N == D && gate_proj.N == D && conv.C == D && proj.N == C
-                    && out_proj.N + (local ? local->dw.C : 0) <= C,
+    TORCH_CHECK(in_proj.N == scan.D && gate_proj.N == scan.D && conv.C == scan.D && to_scan.N == scan.inputs()
+                    && proj.N == C && out_proj.N + (local ? local->dw.C : 0) <= C,
                 "folded: the weights of a mixer do not fit together");
     TORCH_CHECK(wavelet.scalar_type() == at::kFloat && wavelet.is_contiguous() && (k == 3 || k == 5 || k == 7)
                     && wavelet.numel() == k * k * 4 * out_proj.N && out_proj.N % Wavelets::kChannels == 0,
@@ -186,77 +190,67 @@ struct Mixer {
   }
 
   template <typename T>
-  at::Tensor run(const at::Tensor& x, double eps) const {
-    const Size size(x);
-    const auto options = x.options().memory_format(at::MemoryFormat::Contiguous);
-    const at::Tensor u = at::empty({size.B, size.H * size.W, D}, options);
-    const at::Tensor rows = at::empty({size.B, size.H * size.W, to_scan.N}, options);
-    prepare<T>(size, x, u, rows);
-    return combine<T>(size, x, scan(u, rows), wavelets<T>(size, x), eps);
+  void run(const Size& size, Pixels<T> x, Pixels<T> y, Room& room) const {
+    const auto u = map<T>(room, size, scan.D), rows = map<T>(room, size, to_scan.N);
+    prepare(size, x, map<T>(room, size, scan.D), u, rows);
+    const auto scanned = map<float>(room, size, scan.D);
+    {
+      RECORD_FUNCTION("selective scan", {});
+      projected_scan(scan, size.B, size.H * size.W, u.data, rows.data, scanned.data, room);
+    }
+    const auto bands = map<T>(room, size, out_proj.N);
+    wavelets(size, x, bands);
+    combine(size, x, scanned, bands, y);
   }
 
   // What the scan reads: u, and the projections of it that Δ, B and C are made of.
   template <typename T>
-  void prepare(const Size& size, const at::Tensor& x, const at::Tensor& u, const at::Tensor& rows) const {
+  void prepare(const Size& size, Pixels<T> x, Pixels<T> projected, Pixels<T> u, Pixels<T> rows) const {
     RECORD_FUNCTION("mmmobilemamba::scan_inputs", {});
     const long W = size.W;
-    const at::Tensor projected = at::empty_like(u);
-    const auto of = [&](const at::Tensor& t, long row) {
-      return Pixels<T>{(T*)t.data_ptr() + row * W * t.size(2), t.size(2)};
-    };
     for_strips(size.rows(), W, [&](long begin, long end) {
-      multiply<T>(in_proj, (end - begin) * W, {pixels<T>(x).row(begin, W), x.size(1)}, of(projected, begin));
+      multiply<T>(in_proj, (end - begin) * W, x.row(begin, W), projected.row(begin, W));
     });
     for_strips(size.rows(), W, [&](long begin, long end) {
-      convolve<T>(conv, size, of(projected, 0), of(u, begin), begin, end, Activation::kSwish);
-      multiply<T>(to_scan, (end - begin) * W, of(u, begin), of(rows, begin));
+      convolve<T>(conv, size, projected, u.row(begin, W), begin, end, Activation::kSwish);
+      multiply<T>(to_scan, (end - begin) * W, u.row(begin, W), rows.row(begin, W));
     });
-  }
-
-  at::Tensor scan(const at::Tensor& u, const at::Tensor& rows) const {
-    RECORD_FUNCTION("selective scan", {});
-    return projected_scan(u.transpose(1, 2), rows, to_delta, A, skip, delta_bias);
   }
 
   template <typename T>
-  at::Tensor wavelets(const Size& size, const at::Tensor& x) const {
+  void wavelets(const Size& size, Pixels<T> x, Pixels<T> y) const {
     RECORD_FUNCTION("mmmobilemamba::wavelets", {});
-    const long wide = out_proj.N, blocks = wide / Wavelets::kChannels;
-    const at::Tensor y = image(x, wide);
-    const Wavelets p{size.B, size.H, size.W, wavelet.size(1), x.const_data_ptr(), x.size(1),
-                     wavelet.const_data_ptr<float>(), y.data_ptr(), wide};
+    const long blocks = out_proj.N / Wavelets::kChannels;
+    const Wavelets p{size.B, size.H, size.W, wavelet.size(1), x.data, x.stride, wavelet.const_data_ptr<float>(),
+                     y.data, y.stride};
     const auto run = std::is_same_v<T, float> ? kernels().wavelets : kernels().wavelets_bfloat16;
     at::parallel_for(0, size.B * blocks, 1, [&](int64_t begin, int64_t end) {
-      float* const room = scratch<float>(Slot::kInput, 2 * p.bands());
-      for (int64_t i = begin; i < end; ++i) run(p, i / blocks, i % blocks, room);
+      float* const bands = scratch<float>(Slot::kInput, 2 * p.bands());
+      for (int64_t i = begin; i < end; ++i) run(p, i / blocks, i % blocks, bands);
     });
-    return y;
   }
 
   template <typename T>
-  at::Tensor combine(const Size& size, const at::Tensor& x, const at::Tensor& scanned,
-                     const at::Tensor& wavelets, double eps) const {
+  void combine(const Size& size, Pixels<T> x, Pixels<float> scanned, Pixels<T> wavelets, Pixels<T> y) const {
     RECORD_FUNCTION("mmmobilemamba::mix", {});
-    const long W = size.W, C = x.size(1), wide = out_proj.N, local_wide = wide + (local ? local->dw.C : 0);
-    const at::Tensor y = image(x, C);
+    const long W = size.W, C = proj.N, wide = out_proj.N, local_wide = wide + (local ? local->dw.C : 0);
     for_strips(size.rows(), W, [&](long begin, long end) {
-      const long n = (end - begin) * W, first = begin * W;
-      const Pixels<T> gated{scratch<T>(Slot::kInput, n * D), D}, mixed{scratch<T>(Slot::kHidden, n * C), C};
-      const Pixels<T> in{pixels<T>(x).row(begin, W), C};
+      const long n = (end - begin) * W;
+      const Pixels<T> gated{scratch<T>(Slot::kInput, n * scan.D), scan.D}, mixed{scratch<T>(Slot::kHidden, n * C), C};
+      const Pixels<T> in = x.row(begin, W);
       multiply<T>(gate_proj, n, in, gated, Activation::kSwish);
-      norm_gate<T>({D, scanned.const_data_ptr<float>() + first * D, norm_weight.const_data_ptr<float>(),
-                    norm_bias.const_data_ptr<float>(), (float)eps, gated.data}, n);
-      multiply<T>(out_proj, n, gated, mixed, Activation::kRelu, {pixels<T>(wavelets).row(begin, W), wide});
+      norm_gate<T>({scan.D, scanned.row(begin, W).data, norm_weight.const_data_ptr<float>(),
+                    norm_bias.const_data_ptr<float>(), eps, gated.data}, n);
+      multiply<T>(out_proj, n, gated, mixed, Activation::kRelu, wavelets.row(begin, W));
       if (local) {
         const Pixels<T> part{mixed.data + wide, C};
-        convolve<T>(local->dw, size, {pixels<T>(x).data + wide, C}, part, begin, end, Activation::kRelu);
+        convolve<T>(local->dw, size, {x.data + wide, C}, part, begin, end, Activation::kRelu);
         affine_relu<T>({local->dw.C, part.data, local->weight.const_data_ptr<float>(),
                         local->bias.const_data_ptr<float>(), part.data, C, C}, n);
       }
       affine_relu<T>({C - local_wide, in.data + local_wide, nullptr, nullptr, mixed.data + local_wide, C, C}, n);
-      multiply<T>(proj, n, mixed, {pixels<T>(y).row(begin, W), C}, Activation::kNone, in);
+      multiply<T>(proj, n, mixed, y.row(begin, W), Activation::kNone, in);
     });
-    return y;
   }
 };
 
@@ -271,61 +265,53 @@ struct Merge {
     TORCH_CHECK(expand.N == dw.C && excite.N == dw.C, "folded: the weights of a patch merging do not fit together");
   }
 
-  // Of each channel of images (B, pixels, C).
+  // Of each channel.
   template <typename T>
-  at::Tensor means(const at::Tensor& x) const {
+  void means(const Size& size, Pixels<T> x, Pixels<T> y) const {
     constexpr long kChannels = 64;
-    const long B = x.size(0), C = x.size(2), blocks = (C + kChannels - 1) / kChannels;
-    const at::Tensor y = at::empty({B, C}, x.options());
+    const long C = x.stride, pixels = size.H * size.W, blocks = (C + kChannels - 1) / kChannels;
     const auto run = std::is_same_v<T, float> ? kernels().channel_means : kernels().channel_means_bfloat16;
-    at::parallel_for(0, B * blocks, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, size.B * blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const long image = i / blocks, first = i % blocks * kChannels;
-        const ChannelMeans p{x.size(1), C, (const T*)x.const_data_ptr() + image * x.size(1) * C,
-                             (T*)y.data_ptr() + image * C};
-        run(p, first, std::min(first + kChannels, C));
+        run({pixels, C, x.row(image, pixels).data, y.row(image, 1).data}, first, std::min(first + kChannels, C));
       }
     });
-    return y;
   }
 
-  // A factor in float32 for each channel of images (B, pixels, C).
+  // A factor (B, C) in float32 for each channel of each image.
   template <typename T>
-  at::Tensor gates(const at::Tensor& x) const {
-    const long B = x.size(0);
-    const at::Tensor mean = means<T>(x), hidden = at::empty({B, squeeze.N}, x.options()), y = at::empty_like(mean);
-    multiply<T>(squeeze, B, {(T*)mean.data_ptr(), dw.C}, {(T*)hidden.data_ptr(), squeeze.N}, Activation::kRelu);
-    multiply<T>(excite, B, {(T*)hidden.data_ptr(), squeeze.N}, {(T*)y.data_ptr(), dw.C});
-    return y.sigmoid_().to(at::kFloat);
+  at::Tensor gates(const Size& size, Pixels<T> x, const at::TensorOptions& options) const {
+    const at::Tensor mean = at::empty({size.B, dw.C}, options), hidden = at::empty({size.B, squeeze.N}, options);
+    const Pixels<T> at_mean{(T*)mean.data_ptr(), dw.C}, at_hidden{(T*)hidden.data_ptr(), squeeze.N};
+    means(size, x, at_mean);
+    multiply<T>(squeeze, size.B, at_mean, at_hidden, Activation::kRelu);
+    multiply<T>(excite, size.B, at_hidden, at_mean);
+    return mean.sigmoid().to(at::kFloat);
   }
 
+  // From maps of one size to those of half of it.
   template <typename T>
-  at::Tensor run(const at::Tensor& x) const {
+  void run(const Size& size, const Size& half, Pixels<T> x, Pixels<T> y, const at::TensorOptions& options,
+           Room& room) const {
     RECORD_FUNCTION("mmmobilemamba::merge", {});
-    const Size size(x), half(x, 2);
-    const long W = size.W, C = dw.C, pixels_out = half.H * half.W;
-    const at::Tensor wide = image(x, C);
+    const long W = size.W, C = dw.C, pixels = half.H * half.W;
+    const Pixels<T> wide = map<T>(room, size, C), small = map<T>(room, half, C);
     for_strips(size.rows(), W, [&](long begin, long end) {
-      multiply<T>(expand, (end - begin) * W, {pixels<T>(x).row(begin, W), x.size(1)},
-                  {pixels<T>(wide).row(begin, W), C}, Activation::kRelu);
+      multiply<T>(expand, (end - begin) * W, x.row(begin, W), wide.row(begin, W), Activation::kRelu);
     });
-    const auto options = x.options().memory_format(at::MemoryFormat::Contiguous);
-    const at::Tensor small = at::empty({size.B, pixels_out, C}, options);
-    convolve<T>(dw, size, pixels<T>(wide), {(T*)small.data_ptr(), C}, 0, half.rows(), Activation::kRelu, 2);
-    const at::Tensor factors = gates<T>(small);
-    const at::Tensor y = at::empty({size.B, project.N, half.H, half.W}, x.options().memory_format(kChannelsLast));
+    convolve<T>(dw, size, wide, small, 0, half.rows(), Activation::kRelu, 2);
+    const at::Tensor factors = gates(half, small, options);
     for (long i = 0; i < size.B; ++i) {
-      const Pixels<T> from{(T*)small.data_ptr() + i * pixels_out * C, C};
-      const Pixels<T> to{(T*)y.data_ptr() + i * pixels_out * project.N, project.N};
+      const Pixels<T> from = small.row(i, pixels), to = y.row(i, pixels);
       const float* gate = factors.const_data_ptr<float>() + i * C;
       for_strips(half.H, half.W, [&](long begin, long end) {
         const long n = (end - begin) * half.W;
-        const Pixels<T> in{from.row(begin, half.W), C}, gated{scratch<T>(Slot::kInput, n * C), C};
-        affine_relu<T>({C, in.data, gate, nullptr, gated.data, C, C}, n);
-        multiply<T>(project, n, gated, {to.row(begin, half.W), project.N});
+        const Pixels<T> gated{scratch<T>(Slot::kInput, n * C), C};
+        affine_relu<T>({C, from.row(begin, half.W).data, gate, nullptr, gated.data, C, C}, n);
+        multiply<T>(project, n, gated, to.row(begin, half.W));
       });
     }
-    return y;
   }
 };
 
@@ -340,68 +326,68 @@ at::Tensor checked(const at::Tensor& x, long C) {
 
 // run(T()) for the type T of the numbers of x.
 template <typename F>
-at::Tensor for_type(const at::Tensor& x, const F& run) {
-  return x.scalar_type() == at::kFloat ? run(float()) : run(Bfloat16());
+void for_type(const at::Tensor& x, const F& run) {
+  x.scalar_type() == at::kFloat ? run(float()) : run(Bfloat16());
 }
 
-// x + dw_ffn(mixer(dw_ffn(x))).
-class Block : public torch::CustomClassHolder {
+class Block : public Layer {
  public:
-  // Those of the two DwFfn, then of the Mixer.
-  explicit Block(const std::vector<at::Tensor>& weights) : Block(Reader(weights)) {}
-
-  at::Tensor run(const at::Tensor& x, double eps) const {
-    RECORD_FUNCTION("mmmobilemamba::block", {});
-    const at::Tensor in = checked(x, first_.dw.C);
-    return for_type(x, [&](auto type) {
-      using T = decltype(type);
-      return last_.run<T>(mixer_.run<T>(first_.run<T>(in), eps), (const T*)in.const_data_ptr());
-    });
-  }
-
- private:
-  explicit Block(Reader list) : first_(list), last_(list), mixer_(list, first_.dw.C) {
+  Block(Reader list, double eps) : first_(list), last_(list), mixer_(list, first_.dw.C, eps) {
     TORCH_CHECK(first_.dw.C == last_.dw.C && list.empty(), "folded: the weights of a block do not fit together");
   }
 
+  at::Tensor run(const at::Tensor& x, Room& room) const override {
+    RECORD_FUNCTION("mmmobilemamba::block", {});
+    const at::Tensor in = checked(x, first_.dw.C);
+    const Size size(in);
+    const at::Tensor out = image(in, size, first_.dw.C);
+    for_type(in, [&](auto type) {
+      using T = decltype(type);
+      const Pixels<T> before = map<T>(room, size, first_.dw.C), behind = map<T>(room, size, first_.dw.C);
+      first_.run(size, pixels<T>(in), before);
+      mixer_.run(size, before, behind, room);
+      last_.run(size, behind, pixels<T>(out), (const T*)in.const_data_ptr());
+    });
+    return out;
+  }
+
+ private:
   DwFfn first_, last_;
   Mixer mixer_;
 };
 
-// dw_ffn(merge(dw_ffn(x))).
-class Downsample : public torch::CustomClassHolder {
+class Downsample : public Layer {
  public:
-  // Those of the two DwFfn, before and behind the Merge, and then its own.
-  explicit Downsample(const std::vector<at::Tensor>& weights) : Downsample(Reader(weights)) {}
-
-  at::Tensor run(const at::Tensor& x) const {
-    RECORD_FUNCTION("mmmobilemamba::downsample", {});
-    const at::Tensor in = checked(x, first_.dw.C);
-    return for_type(x, [&](auto type) {
-      using T = decltype(type);
-      return last_.run<T>(merge_.run<T>(first_.run<T>(in)));
-    });
-  }
-
- private:
   explicit Downsample(Reader list) : first_(list), last_(list), merge_(list, first_.dw.C) {
     TORCH_CHECK(merge_.project.N == last_.dw.C && list.empty(),
                 "folded: the weights of a down-sampling do not fit together");
   }
 
+  at::Tensor run(const at::Tensor& x, Room&) const override {
+    RECORD_FUNCTION("mmmobilemamba::downsample", {});
+    const at::Tensor in = checked(x, first_.dw.C);
+    const Size size(in), half(in, 2);
+    const at::Tensor out = image(in, half, last_.dw.C);
+    Room room;  // it takes more than the blocks behind it
+    for_type(in, [&](auto type) {
+      using T = decltype(type);
+      const Pixels<T> before = map<T>(room, size, first_.dw.C), merged = map<T>(room, half, last_.dw.C);
+      first_.run(size, pixels<T>(in), before);
+      merge_.run(size, half, before, merged, in.options().memory_format(at::MemoryFormat::Contiguous), room);
+      last_.run(half, merged, pixels<T>(out));
+    });
+    return out;
+  }
+
+ private:
   DwFfn first_, last_;
   Merge merge_;
 };
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
-  library.class_<Block>("Block")
-      .def(torch::init<const std::vector<at::Tensor>&>())
-      .def("run", [](const c10::intrusive_ptr<Block>& self, const at::Tensor& x, double eps) {
-        return self->run(x, eps);
-      });
-  library.class_<Downsample>("Downsample")
-      .def(torch::init<const std::vector<at::Tensor>&>())
-      .def("run", [](const c10::intrusive_ptr<Downsample>& self, const at::Tensor& x) { return self->run(x); });
+std::unique_ptr<Layer> block(const Weights& weights, double eps) {
+  return std::make_unique<Block>(Reader(weights), eps);
 }
+
+std::unique_ptr<Layer> downsample(const Weights& weights) { return std::make_unique<Downsample>(Reader(weights)); }

@@ -5,11 +5,23 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
-// The scan of u (B, D, L) in two directions, with softplus, where Δ, B and C are projections of u: rows
-// (B, L, 2 R + 4 N) as Projected has them, to_delta (2, R, D), A (2, D, N), D and bias (2, D). In float32, laid out
-// as u.
-at::Tensor projected_scan(const at::Tensor& u, const at::Tensor& rows, const at::Tensor& to_delta, const at::Tensor& A,
-                          const at::Tensor& D, const at::Tensor& bias);
+#include "kernels.h"
+#include "layers.h"
+
+// A scan in two directions, with softplus, where Δ, B and C are projections of what is scanned: A (2, D, N), skip
+// (2, D), delta_bias (2, D) and to_delta (2, R, D).
+struct ScanWeights {
+  at::Tensor A, skip, delta_bias, to_delta;
+  long D, N, rank;
+  ScanWeights(const at::Tensor& A, const at::Tensor& skip, const at::Tensor& delta_bias, const at::Tensor& to_delta);
+  long inputs() const { return 2 * (rank + 2 * N); }  // numbers of a row of projections, as Projected has them
+};
+
+// y (B, L, D) for u (B, L, D) and rows (B, L, inputs()).
+void projected_scan(const ScanWeights& weights, long B, long L, const float* u, const float* rows, float* y,
+                    Room& room);
+void projected_scan(const ScanWeights& weights, long B, long L, const Bfloat16* u, const Bfloat16* rows, float* y,
+                    Room& room);
 
 // An operator of this library as the dispatcher calls it, which knows tensors without data as well.
 template <typename Signature>

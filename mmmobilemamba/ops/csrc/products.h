@@ -42,7 +42,8 @@ void for_strips(long rows, long pixels_per_row, const F& run, long few = 96) {
   constexpr long kPixels = 128;
   const long threads = at::get_num_threads(), pixels = rows * pixels_per_row;
   if (rows < threads || pixels < threads * few) return run(0, rows);
-  const long least = (pixels + kPixels - 1) / kPixels, strips = std::min(rows, (least + threads - 1) / threads * threads);
+  const long least = (pixels + kPixels - 1) / kPixels;
+  const long strips = std::min(rows, (least + threads - 1) / threads * threads);
   at::parallel_for(0, strips, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) run(rows * i / strips, rows * (i + 1) / strips);
   });

@@ -6,8 +6,10 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "kernels.h"
 #include "operators.h"
@@ -55,16 +57,15 @@ void check(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, co
     TORCH_CHECK(!x || x->numel() == A.size(0) * A.size(1), "scan: D and delta_bias must be (K, D)");
 }
 
-// All but delta, B and C.
-Scan problem(const at::Tensor& u, const at::Tensor& A, const Optional& D, const Optional& bias, bool softplus,
+// All but u, delta, B and C.
+Scan problem(long images, long L, const at::Tensor& A, const Optional& D, const Optional& bias, bool softplus,
              long groups) {
   Scan p{};
-  p.images = u.size(0), p.channels = u.size(1), p.L = u.size(2);
-  p.K = A.size(0), p.N = A.size(2), p.G = groups;
+  p.images = images, p.L = L;
+  p.K = A.size(0), p.channels = A.size(1), p.N = A.size(2), p.G = groups;
   p.tiles = (p.L + kSteps - 1) / kSteps;
   p.blocks = (p.channels / p.G + kLanes - 1) / kLanes, p.parts = p.G * p.blocks;
   p.softplus = softplus;
-  p.u = view(u);
   p.A = A.const_data_ptr<float>(), p.D = floats(D), p.bias = floats(bias);
   return p;
 }
@@ -72,48 +73,63 @@ Scan problem(const at::Tensor& u, const at::Tensor& A, const Optional& D, const 
 Scan problem(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, const at::Tensor& B,
                 const at::Tensor& C, const Optional& D, const Optional& bias, bool softplus) {
   check(u, delta, A, B, C, D, bias);
-  Scan p = problem(u, A, D, bias, softplus, B.size(2));
-  p.delta = view(delta);
+  Scan p = problem(u.size(0), u.size(2), A, D, bias, softplus, B.size(2));
+  p.u = view(u), p.delta = view(delta);
   p.B = B.const_data_ptr<float>(), p.C = C.const_data_ptr<float>();
   return p;
 }
 
 at::Tensor like(const at::Tensor& x) { return at::empty_like(x, x.options().dtype(at::kFloat)); }
 
-// y in float32, laid out as u, and the states that enter the tiles.
-std::tuple<at::Tensor, at::Tensor> run(Scan& p, const at::Tensor& u, const at::Tensor& A) {
-  at::Tensor y = like(u);
-  at::Tensor states = at::zeros({p.images, p.K, p.tiles, p.N, p.channels}, A.options());
-  p.y = y.data_ptr<float>(), p.u_like = view(y), p.states = states.data_ptr<float>();
-  const bool single = u.scalar_type() == at::kFloat;
+void run(const Scan& p, bool single) {
   for_each_block(p, [&](long image, long group, long channel, long lanes, long) {
     (single ? kernels().scan : kernels().scan_bfloat16)(p, image, group, channel, lanes);
   });
-  return {y, states};
 }
 
+// y in float32, laid out as u, and the states that enter the tiles.
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A,
                                            const at::Tensor& B, const at::Tensor& C, const Optional& D,
                                            const Optional& bias, bool softplus) {
   Scan p = problem(u, delta, A, B, C, D, bias, softplus);
-  return run(p, u, A);
+  at::Tensor y = like(u);
+  at::Tensor states = at::zeros({p.images, p.K, p.tiles, p.N, p.channels}, A.options());
+  p.y = y.data_ptr<float>(), p.u_like = view(y), p.states = states.data_ptr<float>();
+  run(p, u.scalar_type() == at::kFloat);
+  return {y, states};
+}
+
+template <typename T>
+void scan_projections(const ScanWeights& w, long B, long L, const T* u, const T* rows, float* y, Room& room) {
+  Scan p = problem(B, L, w.A, w.skip, w.delta_bias, true, 1);
+  p.u = p.u_like = {u, L * w.D, 0, 1, w.D};
+  p.projected = {w.rank, w.inputs(), rows, w.to_delta.const_data_ptr<float>()};
+  const long states = p.images * p.K * p.tiles * p.N * p.channels;
+  p.y = y, p.states = std::fill_n((float*)room.take(states * sizeof(float)), states, 0.0f) - states;
+  run(p, std::is_same_v<T, float>);
 }
 
 }  // namespace
 
-at::Tensor projected_scan(const at::Tensor& u, const at::Tensor& rows, const at::Tensor& to_delta, const at::Tensor& A,
-                          const at::Tensor& D, const at::Tensor& bias) {
-  for (const at::Tensor& x : {to_delta, A, D, bias})
+ScanWeights::ScanWeights(const at::Tensor& A, const at::Tensor& skip, const at::Tensor& delta_bias,
+                         const at::Tensor& to_delta)
+    : A(A), skip(skip), delta_bias(delta_bias), to_delta(to_delta) {
+  for (const at::Tensor& x : {A, skip, delta_bias, to_delta})
     TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kFloat && x.dim() > 1 && x.size(0) == 2,
                 "scan: expected contiguous float32 weights of two directions");
-  const long K = A.size(0), channels = A.size(1), N = A.size(2), rank = to_delta.size(1);
-  TORCH_CHECK(u.dim() == 3 && u.size(1) == channels && to_delta.size(2) == channels && D.numel() == K * channels
-                  && bias.numel() == K * channels && rows.is_contiguous() && rows.scalar_type() == u.scalar_type()
-                  && rows.sizes() == at::IntArrayRef({u.size(0), u.size(2), K * (rank + 2 * N)}),
+  TORCH_CHECK(A.dim() == 3 && to_delta.dim() == 3 && to_delta.size(2) == A.size(1) && skip.numel() == 2 * A.size(1)
+                  && delta_bias.numel() == skip.numel(),
               "scan: shapes do not fit together");
-  Scan p = problem(u, A, D, bias, true, 1);
-  p.projected = {rank, rows.size(2), rows.const_data_ptr(), to_delta.const_data_ptr<float>()};
-  return std::get<0>(run(p, u, A));
+  D = A.size(1), N = A.size(2), rank = to_delta.size(1);
+}
+
+void projected_scan(const ScanWeights& w, long B, long L, const float* u, const float* rows, float* y, Room& room) {
+  scan_projections(w, B, L, u, rows, y, room);
+}
+
+void projected_scan(const ScanWeights& w, long B, long L, const Bfloat16* u, const Bfloat16* rows, float* y,
+                    Room& room) {
+  scan_projections(w, B, L, u, rows, y, room);
 }
 
 namespace {

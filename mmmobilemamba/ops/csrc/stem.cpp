@@ -3,11 +3,11 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
-#include <torch/custom_class.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "layers.h"
 #include "products.h"
 
 namespace {
@@ -115,16 +115,15 @@ struct Passage {
   static constexpr long kRows = 2;  // of the result at once
 };
 
-// Packed weights and a bias for each convolution.
-class Stem : public torch::CustomClassHolder {
+class Stem : public Layer {
  public:
-  Stem(int64_t channels, const std::vector<at::Tensor>& weights) {
+  Stem(long channels, const Weights& weights) {
     TORCH_CHECK(!weights.empty() && weights.size() % 2 == 0, "stem: expected weights and a bias for each convolution");
     for (size_t i = 0; i < weights.size(); i += 2, channels = layers_.back().N)
       layers_.push_back(linear(weights[i], weights[i + 1], 9 * channels));
   }
 
-  at::Tensor run(const at::Tensor& image) const {
+  at::Tensor run(const at::Tensor& image, Room&) const override {
     RECORD_FUNCTION("mmmobilemamba::stem", {});
     TORCH_CHECK(image.dim() == 4 && 9 * image.size(1) == layers_[0].K && image.scalar_type() == at::kFloat
                     && image.numel() > 0,
@@ -153,8 +152,4 @@ class Stem : public torch::CustomClassHolder {
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(mmmobilemamba, library) {
-  library.class_<Stem>("Stem")
-      .def(torch::init<int64_t, const std::vector<at::Tensor>&>())
-      .def("run", [](const c10::intrusive_ptr<Stem>& self, const at::Tensor& image) { return self->run(image); });
-}
+std::unique_ptr<Layer> stem(long channels, const Weights& weights) { return std::make_unique<Stem>(channels, weights); }

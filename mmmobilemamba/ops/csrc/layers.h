@@ -1,0 +1,45 @@
+// The layers of a folded network, and the memory that they share.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+// Memory for what lies between the steps of a layer; the layers behind it use the same.
+class Room {
+ public:
+  // Not overwritten before the next start().
+  void* take(size_t bytes) {
+    if (taken_ == pieces_.size()) pieces_.emplace_back();
+    at::Tensor& piece = pieces_[taken_++];
+    if (!piece.defined() || piece.nbytes() < bytes) {
+      piece.reset();  // before the larger one is made
+      piece = at::empty({(long)bytes}, at::TensorOptions(at::kByte).device(at::kCPU));
+    }
+    return piece.data_ptr();
+  }
+  void start() { taken_ = 0; }
+
+ private:
+  std::vector<at::Tensor> pieces_;
+  size_t taken_ = 0;
+};
+
+struct Layer {
+  virtual ~Layer() = default;
+  // Maps (B, C, H, W), in channels-last memory but for images.
+  virtual at::Tensor run(const at::Tensor& x, Room& room) const = 0;
+};
+
+using Weights = std::vector<at::Tensor>;
+
+// 3x3 convolutions of stride 2 with ReLUs between them: packed weights and a bias for each.
+std::unique_ptr<Layer> stem(long channels, const Weights& weights);
+// x + dw_ffn(mixer(dw_ffn(x))): the weights of the two DwFfn, then of the Mixer.
+std::unique_ptr<Layer> block(const Weights& weights, double eps);
+// dw_ffn(merge(dw_ffn(x))): those of the two DwFfn, before and behind the Merge, and then its own.
+std::unique_ptr<Layer> downsample(const Weights& weights);

@@ -1,0 +1,115 @@
+"""A folded stage, computed as one, against its blocks one by one."""
+
+import copy
+
+import pytest
+import torch
+from tiny import as_trained
+
+from mmmobilemamba import MobileMamba
+from mmmobilemamba.layers.stage import FoldedStage
+from mmmobilemamba.ops import native
+
+SMALL = dict(
+    widths=[32, 88, 112], depths=[2, 1, 2], global_ratios=[1.0, 0.7, 0.6], local_ratios=[0.0, 0.2, 0.2]
+)
+CHANNELS = 32, 32, 88  # that the stages take
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def folded(arch=SMALL, dtype=torch.float32, **options) -> list[FoldedStage]:
+    torch.manual_seed(0)
+    model = as_trained(MobileMamba(arch, **options))
+    model.switch_to_deploy()
+    return [m for m in model.to(dtype).modules() if isinstance(m, FoldedStage)]
+
+
+def by_blocks(stage: FoldedStage, x: torch.Tensor) -> torch.Tensor:
+    return stage.blocks(stage.downsample(x))
+
+
+def calls_of_blocks(stage: FoldedStage, x: torch.Tensor) -> int:
+    """How many blocks are called as modules."""
+    calls = []
+    for block in stage.blocks:
+        forward = block.forward
+        block.forward = lambda x, forward=forward: calls.append(x) or forward(x)
+    stage(x)
+    for block in stage.blocks:
+        del block.forward
+    return len(calls)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('size', [(1, 1, 1), (2, 5, 7), (1, 16, 17)])
+def test_one_by_one_is_the_same(dtype, size, built):
+    batch, *size = size
+    for stage, channels in zip(folded(dtype=dtype), CHANNELS, strict=True):
+        x = torch.randn(batch, channels, *size).to(dtype)
+        assert calls_of_blocks(stage, x) == 0
+        assert torch.equal(stage(x), by_blocks(stage, x))
+
+
+def test_memory_that_steps_share_is_large_enough_for_every_size(built):
+    stage = folded()[0]
+    for size in (3, 40, 9, 65):
+        x = torch.randn(1, CHANNELS[0], size, size)
+        assert torch.equal(stage(x), by_blocks(stage, x))
+
+
+def test_blocks_that_are_hooked_are_called():
+    for stage, channels in zip(folded(), CHANNELS, strict=True):
+        x, seen = torch.randn(1, channels, 6, 6), []
+        expected = stage(x)
+        hook = stage.blocks[-1].register_forward_hook(lambda module, args, y, seen=seen: seen.append(y))
+        torch.testing.assert_close(stage(x), expected)
+        assert torch.equal(seen[0], expected)
+        hook.remove()
+        hook = stage.downsample.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+        torch.testing.assert_close(stage(x), by_blocks(stage, x))
+        hook.remove()
+        assert torch.equal(stage(x), expected)
+
+
+def test_weights_and_blocks_that_change_between_calls():
+    stage = folded()[2]
+    x = torch.randn(1, CHANNELS[2], 6, 6)
+    stage(x)
+    for name in ('blocks.1.mixer.proj.weight', 'downsample.merge.project.bias'):
+        stage.get_parameter(name).mul_(1.5)
+        torch.testing.assert_close(stage(x), by_blocks(stage, x))
+    stage.blocks[0] = copy.deepcopy(stage.blocks[1])
+    torch.testing.assert_close(stage(x), by_blocks(stage, x))
+    stage.blocks.append(copy.deepcopy(stage.blocks[0]))
+    torch.testing.assert_close(stage(x), by_blocks(stage, x))
+    stage.blocks[1].mixer.global_branch.ss2d.out_norm.eps = 0.5
+    torch.testing.assert_close(stage(x), by_blocks(stage, x))
+    stage.blocks[0].double()
+    with pytest.raises(RuntimeError):
+        stage(x)
+    assert stage.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    'options', [dict(arch=dict(SMALL, wavelet='db2')), dict(arch=SMALL, scan_backend='torch')]
+)
+def test_blocks_without_compiled_ones_are_called(options):
+    stage = folded(**options)[0]
+    x = torch.randn(1, CHANNELS[0], 6, 6)
+    assert calls_of_blocks(stage, x) == len(stage.blocks)
+    with native.avoided():
+        expected = stage(x)
+    torch.testing.assert_close(stage(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_block_of_someone_else(built):
+    stage = folded()[0]
+    stage.blocks[0] = torch.nn.Conv2d(CHANNELS[0], CHANNELS[0], 1)
+    x = torch.randn(1, CHANNELS[0], 6, 6)
+    assert calls_of_blocks(stage, x) == 2
+    assert torch.equal(stage(x), by_blocks(stage, x))
