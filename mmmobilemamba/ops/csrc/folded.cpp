@@ -2,10 +2,8 @@
 // in the cache, and nothing but arithmetic takes time.
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/record_function.h>
 
-#include <memory>
 #include <optional>
 
 #include "layers.h"
