@@ -3,7 +3,8 @@
 The L positions are cut into c chunks of T. A chunk maps the state that enters it to ``p · h + s``, and all
 chunks find their p and s at once in T steps; a scan over the c pairs (the same scan, T times shorter)
 gives the state that enters each chunk, and T more steps fill in the states between. This never divides by
-a product of decays, so that nothing overflows.
+a product of decays, so that nothing overflows. p is a power whose exponent is a sum: where decays are so
+near 1 that they lose most of their digits, products of them would be wrong from the start.
 
 The work goes through tiles of channels that stay in the processor's cache. Arrays of a tile are laid out as
 (b, c · T, d) or (b, c · T, N, d), d channels innermost: one step touches a contiguous row in each chunk.
@@ -97,38 +98,52 @@ def _copy_transposed(x: Tensor, out: Tensor, width: int) -> None:
         out_part.copy_(part)
 
 
-def _scan_(decay: Tensor, state: Tensor, steps: int, backwards: bool, delayed: bool = False) -> None:
-    """``state_l += decay_l · state_{l-1}`` over all positions in place; both (b, c·T, ...), T ``steps``.
+def _scan_(
+    decay: Tensor, log_products: Tensor, state: Tensor, backwards: bool, delayed: bool = False
+) -> None:
+    """``state_l += decay_l · state_{l-1}`` over all positions in place; decay and state (b, c·T, N, d).
 
-    Where ``delayed``, the factor is decay_{l-1}.
+    Where ``delayed``, the factor is decay_{l-1}. ``log_products`` (b, c, N, d) holds the logarithm to base 2
+    of the product of the factors of each chunk.
     """
-    a, h = (x.unflatten(1, (-1, steps)).unbind(2) for x in (decay, state))
+    chunks = log_products.shape[1]
+    a, h = (x.unflatten(1, (chunks, -1)).unbind(2) for x in (decay, state))
     if delayed:
         edge, last = torch.zeros_like(a[0]), a[0 if backwards else -1]
         _neighbours(edge, backwards)[1].copy_(_neighbours(last, backwards)[0])
         a = (*a[1:], edge) if backwards else (edge, *a[:-1])
-    order = range(steps)[:: -1 if backwards else 1]
+    order = range(len(h))[:: -1 if backwards else 1]
     first = order[0]
-    if a[first].shape[1] > 1:
-        p, s = a[first].clone(), h[first].clone()
+    if chunks > 1:
+        s = h[first].clone()
         for t in order[1:]:
             torch.addcmul(h[t], a[t], s, out=s)
-            p.mul_(a[t])
-        s = _scan_chunks(p, s, backwards)
+        s = _scan_chunks(log_products, s, backwards)
         into, out_of = (slice(None, -1), slice(1, None))[:: 1 if backwards else -1]
         h[first][:, into].addcmul_(a[first][:, into], s[:, out_of])
     for previous, t in pairwise(order):
         h[t].addcmul_(a[t], h[previous])
 
 
-def _scan_chunks(p: Tensor, s: Tensor, backwards: bool) -> Tensor:
-    """The same scan over dimension 1 of p and s (b, c, N, d), which are overwritten."""
-    count = p.shape[1]
-    steps = count if count < 12 else _chunk_length(count)
+def _scan_chunks(log_decay: Tensor, state: Tensor, backwards: bool) -> Tensor:
+    """The same scan over dimension 1 of both (b, c, N, d), with factors 2 ** log_decay."""
+    count = log_decay.shape[1]
+    steps = count if count < 32 else _chunk_length(count)
     if padding := -count % steps:
-        p, s = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (p, s))
-    _scan_(p, s, steps, backwards)
-    return s[:, :count]
+        log_decay, state = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (log_decay, state))
+    _scan_(log_decay.exp2(), _chunk_sums(log_decay, steps), state, backwards)
+    return state[:, :count]
+
+
+def _chunk_sums(x: Tensor, steps: int, backwards: bool = False, delayed: bool = False) -> Tensor:
+    """Sums (b, c, ...) of x (b, c·T, ...) over each chunk; where ``delayed``, of x_{l-1} for each l in it."""
+    x = x.unflatten(1, (-1, steps))
+    if not delayed:
+        return x.sum(2)
+    inside, last = (x[:, :, 1:], x[:, :, 0]) if backwards else (x[:, :, :-1], x[:, :, -1])
+    sums = inside.sum(2)
+    _neighbours(sums, backwards)[1].add_(_neighbours(last, backwards)[0])
+    return sums
 
 
 def _neighbours(x: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
@@ -227,10 +242,19 @@ class _Tile:
         elif slope is not None:
             slope.fill_(1)
         step = z.unsqueeze(2)
-        torch.mul(step, work.A[k, self.channels].t() * LOG2_E, out=work.decay).exp2_()
+        torch.mul(step, self._log_decay_rate(k), out=work.decay).exp2_()
         if work.tiling.length < step.shape[1]:
             work.decay[:, work.tiling.length :] = 0
         torch.mul(work.u.unsqueeze(2), self.load_rows(work.B, k), out=work.state).mul_(step)
+
+    def scan_(self, state: Tensor, k: int, backwards: bool, delayed: bool = False) -> None:
+        """:func:`_scan_` of state with the decays of direction k."""
+        sums = _chunk_sums(self.work.delta, self.work.tiling.steps, backwards, delayed)
+        _scan_(self.work.decay, sums.unsqueeze(2) * self._log_decay_rate(k), state, backwards, delayed)
+
+    def _log_decay_rate(self, k: int) -> Tensor:
+        """A (N, d) of direction k, for powers of two."""
+        return self.work.A[k, self.channels].t() * LOG2_E
 
 
 def _forward(
@@ -254,7 +278,7 @@ def _forward(
             torch.mul(work.u, work.D[:, tile.channels].sum(0), out=total)
         for k in range(delta.shape[1]):
             tile.discretise(k)
-            _scan_(work.decay, work.state, work.tiling.steps, backwards=k == 1)
+            tile.scan_(work.state, k, backwards=k == 1)
             rows = tile.load_rows(work.C, k)
             if A.shape[2] == 1:
                 total.addcmul_(work.state.squeeze(2), rows.squeeze(-2))
@@ -286,7 +310,6 @@ def _backward(
     dA, dB, dC, dD, dbias = sums = [None if x is None else torch.zeros_like(x) for x in sums]
     dy, du, slope = work.buffer(), work.buffer(), work.buffer()
     g, spare = work.state_buffer(), work.state_buffer()
-    steps = work.tiling.steps
     for tile in work.tiles():
         part = tile.channels
         tile.load(u, work.u)
@@ -300,8 +323,8 @@ def _backward(
             tile.discretise(k, slope)
             decay, h, step = work.decay, work.state, work.delta.unsqueeze(2)
             torch.mul(dy.unsqueeze(2), tile.load_rows(work.C, k), out=g)
-            _scan_(decay, g, steps, backwards=k == 0, delayed=True)
-            _scan_(decay, h, steps, backwards=k == 1)
+            tile.scan_(g, k, backwards=k == 0, delayed=True)
+            tile.scan_(h, k, backwards=k == 1)
             tile.add_rows(torch.mul(h, dy.unsqueeze(2), out=spare), k, dC)
             kept = torch.mul(decay, g, out=spare)  # and then g_t exp(Δ_t A) h_{t-1}
             _neighbours(kept, k == 1)[1].mul_(_neighbours(h, k == 1)[0])

@@ -36,6 +36,18 @@ def test_float64(directions):
     check_against_reference(Case(length=97, directions=directions, dtype=torch.float64), 'torch', 1e-11)
 
 
+def test_long_memory_is_kept_exactly():
+    """Of decays so near 1 that float32 hardly tells them from it, over many positions."""
+    case = Case(batch=1, channels=8, length=4000, softplus=False, vectors=False)
+    u, delta, A, B, C, *_ = case.tensors()
+    with torch.no_grad():
+        single = [u, delta + 0.1, 1e-5 * (A - 0.1), B, C, None, None]
+        exact = case.run([None if x is None else x.double() for x in single], 'reference')
+        error, step_by_step = ((case.run(single, k) - exact).abs().max() for k in ('torch', 'reference'))
+    assert error <= 1e-5 * exact.std()
+    assert error <= 0.2 * step_by_step
+
+
 @pytest.mark.parametrize('batch', [1, 3])
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
 def test_several_tiles(monkeypatch, batch, layout):
