@@ -207,7 +207,8 @@ class MobileMamba(BaseModule):
         The outputs stay the same up to rounding. Device and data type are kept; a second call does
         nothing. The folded network cannot be trained, and takes the checkpoints of folded ones only. On a
         CPU the compiled library computes its stem, and each stage, as one; forward hooks of the layers
-        inside blocks do not run there, those of blocks make their stage run block by block.
+        inside blocks do not run there, those of blocks make their stage run block by block. Stages and
+        blocks are replaced by others, which take over the forward hooks.
         """
         if not self.deployed:
             self.eval()

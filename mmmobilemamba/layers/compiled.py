@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from operator import is_
+from operator import is_, methodcaller
 from typing import Any
 
 import torch
@@ -13,6 +13,15 @@ from ..ops import native
 
 # Of depth-wise convolutions: a vector of AVX-512, and the windows that are compiled.
 MIN_CHANNELS, KERNEL_SIZES = 16, (3, 5, 7)
+
+# Where PyTorch keeps the forward hooks of a module.
+HOOKS = (
+    '_forward_hooks',
+    '_forward_hooks_with_kwargs',
+    '_forward_hooks_always_called',
+    '_forward_pre_hooks',
+    '_forward_pre_hooks_with_kwargs',
+)
 
 
 class PacksWeights(nn.Module):
@@ -68,7 +77,10 @@ class _Watched:
         self._unwritten = _watch([x for x in self._found if isinstance(x, Tensor)])
 
     def _find(self) -> list[nn.Module | Tensor | float | None]:
-        return [*chain.from_iterable(map(dict.values, self._inside)), *(norm.eps for norm in self._norms)]
+        return [
+            *chain.from_iterable(map(methodcaller('values'), self._inside)),
+            *(norm.eps for norm in self._norms),
+        ]
 
     def unchanged(self) -> bool:
         """Whether all are still there, and the numbers in them as they were."""
@@ -104,11 +116,13 @@ class CompiledModule(PacksWeights):
     _derived = *PacksWeights._derived, '_compiled'
 
     def __init__(self, layers: nn.Module) -> None:
-        """Take over the layers of another module, under their names."""
+        """Take over the layers of another module, under their names, and its forward hooks."""
         super().__init__()
         self.training = layers.training
         for name, layer in layers.named_children():
             self.add_module(name, layer)
+        for hooks in HOOKS:
+            setattr(self, hooks, getattr(layers, hooks))
         self._forget()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -55,10 +55,13 @@ def test_one_by_one_is_the_same(dtype, size, built):
         assert torch.equal(stage(x), by_blocks(stage, x))
 
 
-def test_memory_that_steps_share_is_large_enough_for_every_size(built):
-    stage = folded()[0]
-    for size in (3, 40, 9, 65):
-        x = torch.randn(1, CHANNELS[0], size, size)
+def test_memory_that_blocks_share_is_large_enough_for_wider_ones(built):
+    _, stage, wider = folded()
+    stage.blocks.append(wider.downsample)
+    stage.blocks.append(wider.blocks[0])
+    for size in (4, 33):
+        x = torch.randn(1, CHANNELS[1], size, size)
+        assert calls_of_blocks(stage, x) == 0
         assert torch.equal(stage(x), by_blocks(stage, x))
 
 
@@ -74,6 +77,26 @@ def test_blocks_that_are_hooked_are_called():
         torch.testing.assert_close(stage(x), by_blocks(stage, x))
         hook.remove()
         assert torch.equal(stage(x), expected)
+
+
+def test_hooks_from_before_folding_are_kept():
+    model, calls = as_trained(MobileMamba(SMALL)), []
+    handle = model.stage2.register_forward_hook(lambda module, args, y: calls.append('stage'))
+    model.stage2.blocks[0].register_forward_hook(lambda module, args, y: calls.append('block'))
+    model.switch_to_deploy()
+    model(torch.randn(1, 3, 64, 64))
+    assert calls == ['block', 'stage']
+    handle.remove()
+    model(torch.randn(1, 3, 64, 64))
+    assert calls == ['block', 'stage', 'block']
+
+
+def test_block_that_was_traced(built):
+    stage = folded()[0]
+    x = torch.randn(1, CHANNELS[0], 6, 6)
+    expected = stage(x)
+    stage.blocks[0] = torch.jit.trace(stage.blocks[0], x)
+    torch.testing.assert_close(stage(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_and_blocks_that_change_between_calls():

@@ -9,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-// Memory for what lies between the steps of a layer; the layers behind it use the same.
+// Memory for what lies between the steps of a layer; the blocks of a stage use the same one after the other.
 class Room {
  public:
   // Not overwritten before the next start().
