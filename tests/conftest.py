@@ -36,6 +36,12 @@ def built() -> None:
 
 
 @pytest.fixture
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
 def set_num_threads() -> Iterator[Callable[[int], None]]:
     """That of torch, undone after the test."""
     threads = torch.get_num_threads()

@@ -11,11 +11,17 @@ from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmmobilemamba import MobileMamba
 from mmmobilemamba.arch import Arch
 from mmmobilemamba.datasets.data_root import set_num_classes
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = dict(widths=[16, 24, 32], depths=[1, 1, 1])
+# Small, and computed by the compiled library when folded: with and without channels of a local branch and of
+# the identity, no multiples of a vector among them.
+FOLDABLE = dict(
+    widths=[32, 88, 112], depths=[2, 1, 2], global_ratios=[1.0, 0.7, 0.6], local_ratios=[0.0, 0.2, 0.2]
+)
 CLASSES = ('square', 'stripe')
 
 
@@ -31,6 +37,16 @@ def as_trained(module: nn.Module) -> nn.Module:
         if 'scale' in name:
             parameter.data.normal_(0.5, 0.3)
     return module.eval()
+
+
+def folded_modules(
+    kind: type, arch: str | dict = FOLDABLE, dtype: torch.dtype = torch.float32, **options
+) -> list[nn.Module]:
+    """Those of that kind in a folded MobileMamba."""
+    torch.manual_seed(0)
+    model = as_trained(MobileMamba(arch, **options))
+    model.switch_to_deploy()
+    return [m for m in model.to(dtype).modules() if isinstance(m, kind)]
 
 
 def build_retinanet(

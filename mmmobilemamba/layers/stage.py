@@ -59,24 +59,29 @@ class Stage(nn.Module):
 class FoldedStage(CompiledModule):
     """A :class:`Stage` of folded layers."""
 
+    @property
+    def _parts(self) -> tuple[nn.Module, ...]:
+        return self.downsample, *self.blocks
+
     def forward(self, x: Tensor) -> Tensor:
-        # Those of the blocks are expected to run; one by one, the blocks are compiled as well.
-        if any(part._forward_pre_hooks or part._forward_hooks for part in (self.downsample, *self.blocks)):
+        # Hooks of the blocks are expected to run; one by one, the blocks are compiled as well.
+        if any(part._forward_pre_hooks or part._forward_hooks for part in self._parts):
             return self._by_layers(x)
         return super().forward(x)
 
     def _by_layers(self, x: Tensor) -> Tensor:
-        return self.blocks(self.downsample(x))
+        for part in self._parts:
+            x = part(x)
+        return x
 
     @property
-    def _compiled_parts(self) -> list[nn.Module]:
-        first = [] if isinstance(self.downsample, nn.Identity) else [self.downsample]
-        return [*first, *self.blocks]
+    def _computing_parts(self) -> list[nn.Module]:
+        return [part for part in self._parts if not isinstance(part, nn.Identity)]
 
     @property
     def can_compile(self) -> bool:
-        return all(isinstance(part, CompiledModule) and part.can_compile for part in self._compiled_parts)
+        return all(isinstance(part, CompiledModule) and part.can_compile for part in self._computing_parts)
 
     def add_to(self, layers: Any) -> None:
-        for part in self._compiled_parts:
+        for part in self._computing_parts:
             part.add_to(layers)

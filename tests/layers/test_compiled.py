@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from tiny import REPOSITORY, as_trained
+from tiny import FOLDABLE, REPOSITORY, as_trained, folded_modules
 
 from mmmobilemamba import MobileMamba
 from mmmobilemamba.layers.block import FoldedBlock, FoldedDownsample
@@ -18,25 +18,13 @@ from mmmobilemamba.ops import native
 
 pytestmark = [pytest.mark.usefixtures('built'), pytest.mark.usefixtures('no_grad')]
 
-# With and without channels of a local branch and of the identity, no multiples of a vector among them.
-SMALL = dict(
-    widths=[32, 88, 112], depths=[1, 1, 1], global_ratios=[1.0, 0.7, 0.6], local_ratios=[0.0, 0.2, 0.2]
-)
+SMALL = dict(FOLDABLE, depths=[1, 1, 1])
 SIZES = [(1, 1, 1), (3, 2, 5), (1, 7, 7), (2, 16, 9), (1, 20, 31)]
-
-
-@pytest.fixture
-def no_grad():
-    with torch.no_grad():
-        yield
 
 
 def folded(arch=SMALL, dtype=torch.float32, **options) -> list[CompiledModule]:
     """Blocks and down-samplings."""
-    torch.manual_seed(0)
-    model = as_trained(MobileMamba(arch, **options))
-    model.switch_to_deploy()
-    return [m for m in model.to(dtype).modules() if isinstance(m, FoldedBlock | FoldedDownsample)]
+    return folded_modules(FoldedBlock | FoldedDownsample, arch, dtype, **options)
 
 
 def channels(module: CompiledModule) -> int:

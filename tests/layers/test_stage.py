@@ -1,32 +1,20 @@
 """A folded stage, computed as one, against its blocks one by one."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
-from tiny import as_trained
+from tiny import FOLDABLE, as_trained, folded_modules
 
 from mmmobilemamba import MobileMamba
 from mmmobilemamba.layers.stage import FoldedStage
 from mmmobilemamba.ops import native
 
-SMALL = dict(
-    widths=[32, 88, 112], depths=[2, 1, 2], global_ratios=[1.0, 0.7, 0.6], local_ratios=[0.0, 0.2, 0.2]
-)
+pytestmark = pytest.mark.usefixtures('no_grad')
+
 CHANNELS = 32, 32, 88  # that the stages take
-
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
-
-
-def folded(arch=SMALL, dtype=torch.float32, **options) -> list[FoldedStage]:
-    torch.manual_seed(0)
-    model = as_trained(MobileMamba(arch, **options))
-    model.switch_to_deploy()
-    return [m for m in model.to(dtype).modules() if isinstance(m, FoldedStage)]
+folded = partial(folded_modules, FoldedStage)
 
 
 def by_blocks(stage: FoldedStage, x: torch.Tensor) -> torch.Tensor:
@@ -80,7 +68,7 @@ def test_blocks_that_are_hooked_are_called():
 
 
 def test_hooks_from_before_folding_are_kept():
-    model, calls = as_trained(MobileMamba(SMALL)), []
+    model, calls = as_trained(MobileMamba(FOLDABLE)), []
     handle = model.stage2.register_forward_hook(lambda module, args, y: calls.append('stage'))
     model.stage2.blocks[0].register_forward_hook(lambda module, args, y: calls.append('block'))
     model.switch_to_deploy()
@@ -119,7 +107,7 @@ def test_weights_and_blocks_that_change_between_calls():
 
 
 @pytest.mark.parametrize(
-    'options', [dict(arch=dict(SMALL, wavelet='db2')), dict(arch=SMALL, scan_backend='torch')]
+    'options', [dict(arch=dict(FOLDABLE, wavelet='db2')), dict(arch=FOLDABLE, scan_backend='torch')]
 )
 def test_blocks_without_compiled_ones_are_called(options):
     stage = folded(**options)[0]

@@ -11,13 +11,9 @@ from mmmobilemamba.deploy import fuse_children
 from mmmobilemamba.layers.stem import FoldedStem, Stem
 from mmmobilemamba.ops import native
 
+pytestmark = pytest.mark.usefixtures('no_grad')
+
 SIZES = [(1, 1, 1), (1, 2, 3), (3, 5, 7), (2, 16, 17), (1, 33, 64), (1, 64, 33), (2, 47, 130)]
-
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
 
 
 def folded(channels: int = 128, in_channels: int = 3) -> FoldedStem:

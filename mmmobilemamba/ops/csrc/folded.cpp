@@ -189,14 +189,16 @@ struct Mixer {
 
   template <typename T>
   void run(const Size& size, Pixels<T> x, Pixels<T> y, Room& room) const {
-    const auto u = map<T>(room, size, scan.D), rows = map<T>(room, size, to_scan.N);
-    prepare(size, x, map<T>(room, size, scan.D), u, rows);
-    const auto scanned = map<float>(room, size, scan.D);
+    // What a step has read for the last time makes room for the result of a later one.
+    Pixels<T> u = map<T>(room, size, std::max(scan.D, out_proj.N)), rows = map<T>(room, size, to_scan.N);
+    u.stride = scan.D;
+    const Pixels<float> scanned = map<float>(room, size, scan.D);
+    prepare(size, x, {(T*)scanned.data, scan.D}, u, rows);
     {
       RECORD_FUNCTION("selective scan", {});
-      projected_scan(scan, size.B, size.H * size.W, u.data, rows.data, scanned.data, room);
+      projected_scan<T>(scan, size.B, size.H * size.W, u.data, rows.data, scanned.data, room);
     }
-    const auto bands = map<T>(room, size, out_proj.N);
+    const Pixels<T> bands{u.data, out_proj.N};
     wavelets(size, x, bands);
     combine(size, x, scanned, bands, y);
   }

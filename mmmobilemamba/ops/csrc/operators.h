@@ -17,11 +17,9 @@ struct ScanWeights {
   long inputs() const { return 2 * (rank + 2 * N); }  // numbers of a row of projections, as Projected has them
 };
 
-// y (B, L, D) for u (B, L, D) and rows (B, L, inputs()).
-void projected_scan(const ScanWeights& weights, long B, long L, const float* u, const float* rows, float* y,
-                    Room& room);
-void projected_scan(const ScanWeights& weights, long B, long L, const Bfloat16* u, const Bfloat16* rows, float* y,
-                    Room& room);
+// y (B, L, D) for u (B, L, D) and rows (B, L, inputs()), of float or Bfloat16.
+template <typename T>
+void projected_scan(const ScanWeights& weights, long B, long L, const T* u, const T* rows, float* y, Room& room);
 
 // An operator of this library as the dispatcher calls it, which knows tensors without data as well.
 template <typename Signature>

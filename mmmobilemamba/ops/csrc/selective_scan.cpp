@@ -99,16 +99,6 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& u, const at::Tensor
   return {y, states};
 }
 
-template <typename T>
-void scan_projections(const ScanWeights& w, long B, long L, const T* u, const T* rows, float* y, Room& room) {
-  Scan p = problem(B, L, w.A, w.skip, w.delta_bias, true, 1);
-  p.u = p.u_like = {u, L * w.D, 0, 1, w.D};
-  p.projected = {w.rank, w.inputs(), rows, w.to_delta.const_data_ptr<float>()};
-  const long states = p.images * p.K * p.tiles * p.N * p.channels;
-  p.y = y, p.states = std::fill_n((float*)room.take(states * sizeof(float)), states, 0.0f) - states;
-  run(p, std::is_same_v<T, float>);
-}
-
 }  // namespace
 
 ScanWeights::ScanWeights(const at::Tensor& A, const at::Tensor& skip, const at::Tensor& delta_bias,
@@ -123,14 +113,19 @@ ScanWeights::ScanWeights(const at::Tensor& A, const at::Tensor& skip, const at::
   D = A.size(1), N = A.size(2), rank = to_delta.size(1);
 }
 
-void projected_scan(const ScanWeights& w, long B, long L, const float* u, const float* rows, float* y, Room& room) {
-  scan_projections(w, B, L, u, rows, y, room);
+template <typename T>
+void projected_scan(const ScanWeights& w, long B, long L, const T* u, const T* rows, float* y, Room& room) {
+  Scan p = problem(B, L, w.A, w.skip, w.delta_bias, true, 1);
+  p.u = p.u_like = {u, L * w.D, 0, 1, w.D};
+  p.projected = {w.rank, w.inputs(), rows, w.to_delta.const_data_ptr<float>()};
+  const long states = p.images * p.K * p.tiles * p.N * p.channels;
+  p.y = y, p.states = (float*)room.take(states * sizeof(float));
+  std::fill_n(p.states, states, 0.0f);
+  run(p, std::is_same_v<T, float>);
 }
 
-void projected_scan(const ScanWeights& w, long B, long L, const Bfloat16* u, const Bfloat16* rows, float* y,
-                    Room& room) {
-  scan_projections(w, B, L, u, rows, y, room);
-}
+template void projected_scan(const ScanWeights&, long, long, const float*, const float*, float*, Room&);
+template void projected_scan(const ScanWeights&, long, long, const Bfloat16*, const Bfloat16*, float*, Room&);
 
 namespace {
 
