@@ -1,5 +1,6 @@
 """Peak memory of a forward pass, whatever the process has used before."""
 
+import ctypes
 import logging
 import multiprocessing
 import sys
@@ -61,6 +62,7 @@ def _peak_of_process(make: Make, threads: int) -> float | None:
     torch.set_num_threads(threads)
     # What building a model says, the calling process has said.
     logging.disable(logging.INFO)
+    _give_back_at_once()
     # A first model brings in the packages that building one imports. It is kept, so that the second finds
     # none of its memory to use again.
     kept = make()
@@ -76,6 +78,18 @@ def _peak_of_process(make: Make, threads: int) -> float | None:
     peak = _resident('VmHWM')
     del kept
     return peak - _resident('RssFile') - _resident('RssShmem') - before
+
+
+def _give_back_at_once() -> None:
+    """Have the C library give memory back to the system when it is freed.
+
+    Else glibc keeps as much as chance and earlier sizes make it, up to a fifth of the peak; a threshold that
+    is set is one that it no longer changes.
+    """
+    mmap_threshold, size = -3, 1 << 17  # M_MMAP_THRESHOLD of malloc.h, and its initial value
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None:
+        mallopt(mmap_threshold, size)
 
 
 @torch.no_grad()

@@ -83,6 +83,24 @@ def test_peak_memory_is_that_of_weights_and_images():
     assert images < large - small < 5 * images
 
 
+class Growing(torch.nn.Module):
+    """A tensor of 24 MiB, those of 1, 2, ... 16, and what stays behind each; no two large ones at once."""
+
+    def forward(self, x):
+        torch.ones(24 * 2**18)
+        return [(torch.ones(n * 2**18), torch.ones(2**12))[1] for n in range(1, 17)]
+
+
+def growing():
+    return Growing(), torch.ones(1)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is told by /proc')
+def test_peak_memory_is_free_of_what_the_allocator_keeps():
+    # Mostly 136 MiB where the holes stay in the process.
+    assert memory.peak_memory(growing, CPU, 'growing') == pytest.approx(24 * 2**20, rel=0.02)
+
+
 def test_memory_is_left_out_where_the_system_does_not_tell(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, 'PROCESS', tmp_path)
     (result,) = measure([[Workload(PLAIN, 64, 64)]], replace(QUICK, memory=True))
