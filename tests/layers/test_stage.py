@@ -53,6 +53,17 @@ def test_memory_that_blocks_share_is_large_enough_for_wider_ones(built):
         assert torch.equal(stage(x), by_blocks(stage, x))
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_nothing_is_left_of_earlier_numbers(dtype):
+    inputs = [torch.randn(1, channels, 8, 8).to(dtype) for channels in CHANNELS]
+    stages = folded(dtype=dtype)
+    expected = [stage(x) for stage, x in zip(stages, inputs, strict=True)]
+    for stage, x in zip(stages, inputs, strict=True):
+        assert stage(torch.full_like(x, float('nan'))).isnan().all()
+        for other, y, clean in zip(stages, inputs, expected, strict=True):
+            assert torch.equal(other(y), clean)
+
+
 def test_blocks_that_are_hooked_are_called():
     for stage, channels in zip(folded(), CHANNELS, strict=True):
         x, seen = torch.randn(1, channels, 6, 6), []

@@ -56,7 +56,8 @@ template <typename T>
 struct Pixels {
   T* data;
   long stride;
-  Pixels row(long i, long W) const { return {data + i * W * stride, stride}; }
+  bool padded = false;  // with zeros up to the stride
+  Pixels row(long i, long W) const { return {data + i * W * stride, stride, padded}; }
 };
 
 template <typename T>
@@ -78,6 +79,16 @@ Pixels<T> map(Room& room, const Size& size, long C) {
   return {(T*)room.take(size.pixels() * C * sizeof(T)), C};
 }
 
+// Memory of this thread for n pixels that a product reads.
+template <typename T>
+Pixels<T> strip(Slot slot, long n, long C) {
+  const long stride = padded_stride(C, T());
+  T* const data = scratch<T>(slot, n * stride);
+  if (stride > C)
+    for (long i = 0; i < n; ++i) std::fill(data + i * stride + C, data + (i + 1) * stride, T());
+  return {data, stride, stride > C};
+}
+
 // Rows begin ... end - 1 of the images that y is; it begins with the first of them.
 template <typename T>
 void convolve(const Kernel& kernel, const Size& size, Pixels<T> x, Pixels<T> y, long begin, long end,
@@ -91,10 +102,10 @@ void convolve(const Kernel& kernel, const Size& size, Pixels<T> x, Pixels<T> y, 
 
 template <typename T>
 void multiply(const Linear& w, long rows, Pixels<T> x, Pixels<T> y, Activation activation = Activation::kNone,
-              Pixels<T> add = {}, const T* add2 = nullptr) {
+              Pixels<T> add = {}, Pixels<T> add2 = {}) {
   Product p{};
-  p.x = x.data, p.x_stride = x.stride, p.y = y.data, p.y_stride = y.stride;
-  p.add[0] = add.data, p.add[1] = add2, p.add_stride = add.stride;
+  p.x = x.data, p.x_stride = x.stride, p.padded = x.padded, p.y = y.data, p.y_stride = y.stride;
+  p.add[0] = {add.data, add.stride}, p.add[1] = {add2.data, add2.stride};
   p.activation = activation;
   multiply(w, p, rows, T());
 }
@@ -110,7 +121,7 @@ void norm_gate(const NormGate& p, long rows) {
   const auto run = std::is_same_v<T, float> ? kernels().norm_gate : kernels().norm_gate_bfloat16;
   for_rows(rows, p.C, [&](int64_t begin, int64_t end) {
     NormGate q = p;
-    q.x += begin * p.C, q.y = (T*)p.y + begin * p.C;
+    q.x += begin * p.C, q.y = (T*)p.y + begin * p.y_stride;
     run(q, end - begin);
   });
 }
@@ -139,15 +150,15 @@ struct DwFfn {
   }
 
   template <typename T>
-  void run(const Size& size, Pixels<T> x, Pixels<T> y, const T* add = nullptr) const {
+  void run(const Size& size, Pixels<T> x, Pixels<T> y, Pixels<T> add = {}) const {
     RECORD_FUNCTION("mmmobilemamba::dw_ffn", {});
     const long C = dw.C, W = size.W;
     for_strips(size.rows(), W, [&](long begin, long end) {
       const long n = (end - begin) * W;
-      const Pixels<T> t{scratch<T>(Slot::kInput, n * C), C}, hidden{scratch<T>(Slot::kHidden, n * expand.N), expand.N};
+      const Pixels<T> t = strip<T>(Slot::kInput, n, C), hidden = strip<T>(Slot::kHidden, n, expand.N);
       convolve<T>(dw, size, x, t, begin, end, Activation::kNone);
       multiply<T>(expand, n, t, hidden, Activation::kRelu);
-      multiply<T>(reduce, n, hidden, y.row(begin, W), Activation::kNone, t, add ? add + begin * W * C : nullptr);
+      multiply<T>(reduce, n, hidden, y.row(begin, W), Activation::kNone, t, add.row(begin, W));
     }, std::is_same_v<T, float> ? 96 : 160);  // products in bfloat16 take less time than their weights
   }
 };
@@ -236,19 +247,20 @@ struct Mixer {
     const long W = size.W, C = proj.N, wide = out_proj.N, local_wide = wide + (local ? local->dw.C : 0);
     for_strips(size.rows(), W, [&](long begin, long end) {
       const long n = (end - begin) * W;
-      const Pixels<T> gated{scratch<T>(Slot::kInput, n * scan.D), scan.D}, mixed{scratch<T>(Slot::kHidden, n * C), C};
+      const Pixels<T> gated = strip<T>(Slot::kInput, n, scan.D), mixed = strip<T>(Slot::kHidden, n, C);
       const Pixels<T> in = x.row(begin, W);
       multiply<T>(gate_proj, n, in, gated, Activation::kSwish);
       norm_gate<T>({scan.D, scanned.row(begin, W).data, norm_weight.const_data_ptr<float>(),
-                    norm_bias.const_data_ptr<float>(), eps, gated.data}, n);
+                    norm_bias.const_data_ptr<float>(), eps, gated.data, gated.stride}, n);
       multiply<T>(out_proj, n, gated, mixed, Activation::kRelu, wavelets.row(begin, W));
       if (local) {
-        const Pixels<T> part{mixed.data + wide, C};
+        const Pixels<T> part{mixed.data + wide, mixed.stride};
         convolve<T>(local->dw, size, {x.data + wide, C}, part, begin, end, Activation::kRelu);
         affine_relu<T>({local->dw.C, part.data, local->weight.const_data_ptr<float>(),
-                        local->bias.const_data_ptr<float>(), part.data, C, C}, n);
+                        local->bias.const_data_ptr<float>(), part.data, part.stride, part.stride}, n);
       }
-      affine_relu<T>({C - local_wide, in.data + local_wide, nullptr, nullptr, mixed.data + local_wide, C, C}, n);
+      affine_relu<T>({C - local_wide, in.data + local_wide, nullptr, nullptr, mixed.data + local_wide, C, mixed.stride},
+                     n);
       multiply<T>(proj, n, mixed, y.row(begin, W), Activation::kNone, in);
     });
   }
@@ -307,8 +319,8 @@ struct Merge {
       const float* gate = factors.const_data_ptr<float>() + i * C;
       for_strips(half.H, half.W, [&](long begin, long end) {
         const long n = (end - begin) * half.W;
-        const Pixels<T> gated{scratch<T>(Slot::kInput, n * C), C};
-        affine_relu<T>({C, from.row(begin, half.W).data, gate, nullptr, gated.data, C, C}, n);
+        const Pixels<T> gated = strip<T>(Slot::kInput, n, C);
+        affine_relu<T>({C, from.row(begin, half.W).data, gate, nullptr, gated.data, C, gated.stride}, n);
         multiply<T>(project, n, gated, to.row(begin, half.W));
       });
     }
@@ -346,7 +358,7 @@ class Block : public Layer {
       const Pixels<T> before = map<T>(room, size, first_.dw.C), behind = map<T>(room, size, first_.dw.C);
       first_.run(size, pixels<T>(in), before);
       mixer_.run(size, before, behind, room);
-      last_.run(size, behind, pixels<T>(out), (const T*)in.const_data_ptr());
+      last_.run(size, behind, pixels<T>(out), pixels<T>(in));
     });
     return out;
   }
@@ -363,12 +375,11 @@ class Downsample : public Layer {
                 "folded: the weights of a down-sampling do not fit together");
   }
 
-  at::Tensor run(const at::Tensor& x, Room&) const override {
+  at::Tensor run(const at::Tensor& x, Room& room) const override {
     RECORD_FUNCTION("mmmobilemamba::downsample", {});
     const at::Tensor in = checked(x, first_.dw.C);
     const Size size(in), half(in, 2);
     const at::Tensor out = image(in, half, last_.dw.C);
-    Room room;  // it takes more than the blocks behind it
     for_type(in, [&](auto type) {
       using T = decltype(type);
       const Pixels<T> before = map<T>(room, size, first_.dw.C), merged = map<T>(room, half, last_.dw.C);
@@ -376,6 +387,7 @@ class Downsample : public Layer {
       merge_.run(size, half, before, merged, in.options().memory_format(at::MemoryFormat::Contiguous), room);
       last_.run(half, merged, pixels<T>(out));
     });
+    room.shrink();  // the blocks behind take less
     return out;
   }
 

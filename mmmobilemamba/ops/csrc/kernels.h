@@ -72,13 +72,18 @@ struct Wavelets {
 // y = activation(x · weight + bias + add): rows of K numbers in, of N numbers out. The K numbers are `segments`
 // pieces of the same length, from the beginning of one to that of the next x_segment.
 struct Product {
+  struct Rows {
+    const void* data;  // may be null
+    long stride;
+  };
   long K, N;
   const void* x;
   const float *weight, *bias;  // packed by pack_product; bias may be null
-  const void* add[2];          // each may be null
+  Rows add[2];
   void* y;
   Activation activation;
-  long x_stride, add_stride, y_stride;  // from one row to the next
+  long x_stride, y_stride;  // from one row to the next
+  bool padded = false;      // there are zeros, if anything, between a row of x and the next
   long segments = 1, x_segment = 0;
 };
 
@@ -118,6 +123,7 @@ struct NormGate {
   const float *x, *weight, *bias;
   float eps;
   void* y;
+  long y_stride;
 };
 
 // Means y (C) of rows of C numbers.

@@ -12,12 +12,13 @@ class Layers : public torch::CustomClassHolder {
   void add(std::unique_ptr<Layer> layer) { layers_.push_back(std::move(layer)); }
 
   at::Tensor run(const at::Tensor& x) const {
-    Room room;
+    thread_local Room room;
     at::Tensor y = x;
     for (const auto& layer : layers_) {
       room.start();
       y = layer->run(y, room);
     }
+    room.shrink();
     return y;
   }
 

@@ -9,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-// Memory for what lies between the steps of a layer; the blocks of a stage use the same one after the other.
+// Memory for what lies between the steps of a layer; the layers of a network use the same one after the other.
 class Room {
  public:
   // Not overwritten before the next start().
@@ -23,8 +23,15 @@ class Room {
     return piece.data_ptr();
   }
   void start() { taken_ = 0; }
+  // Give memory back if it is much; to get it anew from the system in every pass takes long.
+  void shrink() {
+    size_t size = 0;
+    for (const at::Tensor& piece : pieces_) size += piece.nbytes();
+    if (size > kKept) pieces_.clear();
+  }
 
  private:
+  static constexpr size_t kKept = 1 << 25;
   std::vector<at::Tensor> pieces_;
   size_t taken_ = 0;
 };

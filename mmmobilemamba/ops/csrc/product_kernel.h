@@ -44,17 +44,17 @@ static inline __attribute__((always_inline)) void finish_block(const Product& p,
     for (long r = 0; r < rows; ++r)
       for (long v = 0; v < vecs; ++v) {
         Vec sum = all[r][v];
-        for (const void* add : p.add)
-          if (add) sum += load_part((const float*)add + (row + r) * p.add_stride + places[v], p.N);
+        for (const auto& add : p.add)
+          if (add.data) sum += load_part((const float*)add.data + (row + r) * add.stride + places[v], p.N);
         store_part(y + r * p.y_stride + places[v], activated(sum, p.activation), p.N);
       }
     return;
   }
-  for (const void* add : p.add) {
-    if (!add) continue;
-    const float* const from = (const float*)add + row * p.add_stride;
+  for (const auto& add : p.add) {
+    if (!add.data) continue;
+    const float* const from = (const float*)add.data + row * add.stride;
     UNROLL for (long r = 0; r < rows; ++r)
-      UNROLL for (long v = 0; v < vecs; ++v) sums[r][v] += load_vec(from + r * p.add_stride + places[v]);
+      UNROLL for (long v = 0; v < vecs; ++v) sums[r][v] += load_vec(from + r * add.stride + places[v]);
   }
   if (p.activation == Activation::kRelu)
     UNROLL for (long r = 0; r < rows; ++r)
@@ -137,8 +137,8 @@ static void finish_rows(const Product& p, const float* x, long rows) {
       const long n = p.N - c;
       Vec y = load_part(x + r * p.N + c, n);
       if (p.bias) y += load_part(p.bias + c, n);
-      for (const void* add : p.add)
-        if (add) y += load_part((const Bfloat16*)add + r * p.add_stride + c, n);
+      for (const auto& add : p.add)
+        if (add.data) y += load_part((const Bfloat16*)add.data + r * add.stride + c, n);
       store_part((Bfloat16*)p.y + r * p.y_stride + c, activated(y, p.activation), n);
     }
 }
@@ -166,7 +166,7 @@ static void norm_gate(const NormGate& p, long rows) {
   const long whole = p.C / kWidth * kWidth;
   for (long r = 0; r < rows; ++r) {
     const float* const x = p.x + r * p.C;
-    T* const y = (T*)p.y + r * p.C;
+    T* const y = (T*)p.y + r * p.y_stride;
     Vec sum = load_part(x + whole, p.C - whole), squares = {};
     for (long c = 0; c < whole; c += kWidth) sum += load_vec(x + c);
     const float mean = total(sum) / p.C;

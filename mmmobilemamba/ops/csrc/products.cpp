@@ -23,6 +23,8 @@ namespace blas = at::native::cpublas;
 // Of a product in bfloat16: one that the first-level cache holds, and oneDNN is slow for numbers of inputs in between.
 constexpr long kRows = 64, kColumns = 128, kInputs = 32;
 
+long padded(long K) { return (K + kInputs - 1) / kInputs * kInputs; }
+
 bool in_bfloat16() {
 #ifdef BRGEMM
   return blas::could_pack(at::kBFloat16);
@@ -36,15 +38,13 @@ long count(long n, long size) { return (n + size - 1) / size; }
 // Pieces that are worth a thread's while: of 2^18 multiply-adds.
 long grain(long cost) { return std::max(1L, (1L << 18) / std::max(1L, cost)); }
 
-long padded(long K) { return count(K, kInputs) * kInputs; }
-
 #ifdef BRGEMM
 // One block of rows and columns begin ... end - 1.
 void multiply_bfloat16(const Linear& w, const Product& p, long rows, long begin, long end) {
   const long columns = end - begin, K = padded(w.K);
   const at::BFloat16* x = (const at::BFloat16*)p.x;
   long stride = p.x_stride;
-  if (K > w.K) {
+  if (K > w.K && !p.padded) {
     at::BFloat16* const wide = scratch<at::BFloat16>(Slot::kWide, rows * K);
     for (long r = 0; r < rows; ++r)
       std::fill(std::copy_n(x + r * stride, w.K, wide + r * K), wide + (r + 1) * K, at::BFloat16());
@@ -56,7 +56,8 @@ void multiply_bfloat16(const Linear& w, const Product& p, long rows, long begin,
   Product q = p;
   q.N = columns;
   q.bias = p.bias ? p.bias + begin : nullptr;
-  for (const void*& add : q.add) add = add ? (const Bfloat16*)add + begin : nullptr;
+  for (auto& add : q.add)
+    if (add.data) add.data = (const Bfloat16*)add.data + begin;
   q.y = (Bfloat16*)p.y + begin;
   kernels().finish_bfloat16(q, product, rows);
 }
@@ -80,7 +81,7 @@ void multiply_converted(const Product& p, long rows) {
   }
   Product q = p;
   q.x = x, q.x_stride = p.K;
-  q.bias = nullptr, q.add[0] = q.add[1] = nullptr, q.activation = Activation::kNone;
+  q.bias = nullptr, q.add[0] = q.add[1] = {}, q.activation = Activation::kNone;
   float* const product = scratch<float>(Slot::kProduct, rows * p.N);
   q.y = product, q.y_stride = p.N;
   kernels().product(q, 0, rows, 0, count(p.N, kernels().panel));
@@ -89,7 +90,8 @@ void multiply_converted(const Product& p, long rows) {
 
 Product from_row(Product p, long row) {
   p.x = (const Bfloat16*)p.x + row * p.x_stride;
-  for (const void*& add : p.add) add = add ? (const Bfloat16*)add + row * p.add_stride : nullptr;
+  for (auto& add : p.add)
+    if (add.data) add.data = (const Bfloat16*)add.data + row * add.stride;
   p.y = (Bfloat16*)p.y + row * p.y_stride;
   return p;
 }
@@ -112,6 +114,10 @@ void* scratch(Slot slot, size_t bytes) {
   if (here.size() < size) here = std::vector<std::max_align_t>(size);
   return here.data();
 }
+
+long padded_stride(long K, float) { return K; }
+
+long padded_stride(long K, Bfloat16) { return in_bfloat16() ? padded(K) : K; }
 
 Linear linear(const at::Tensor& weight, const at::Tensor& bias, long K) {
   const long N = bias.numel();

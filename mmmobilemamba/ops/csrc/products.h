@@ -25,6 +25,10 @@ Linear linear(const at::Tensor& weight, const at::Tensor& bias, long K);
 void multiply(const Linear& weights, Product p, long rows, float);
 void multiply(const Linear& weights, Product p, long rows, Bfloat16);
 
+// From one row of K numbers to the next, if zeros in between make products faster.
+long padded_stride(long K, float);
+long padded_stride(long K, Bfloat16);
+
 // Memory of this thread that the next call with the same slot overwrites.
 enum class Slot { kProduct, kWide, kInput, kHidden };
 void* scratch(Slot slot, size_t bytes);
