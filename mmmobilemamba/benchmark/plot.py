@@ -108,7 +108,7 @@ def _plot_accuracy(axis: Axes, results: Sequence[Result]) -> None:
             )
     axis.set_xlabel('time of a forward pass (ms), measured')
     axis.set_ylabel('top-1 on ImageNet-1K (%), published')
-    axis.margins(0.12)
-    axis.set_xlim(left=0)
+    axis.margins(y=0.12)
+    axis.set_xlim(0, 1.15e3 * max(r.time for r in known))  # room for the last label
     axis.grid(alpha=0.3)
     axis.legend(fontsize='small')
