@@ -3,7 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
+#include <c10/core/CPUAllocator.h>
 
 #include <cstddef>
 #include <memory>
@@ -15,24 +15,29 @@ class Room {
   // Not overwritten before the next start().
   void* take(size_t bytes) {
     if (taken_ == pieces_.size()) pieces_.emplace_back();
-    at::Tensor& piece = pieces_[taken_++];
-    if (!piece.defined() || piece.nbytes() < bytes) {
-      piece.reset();  // before the larger one is made
-      piece = at::empty({(long)bytes}, at::TensorOptions(at::kByte).device(at::kCPU));
+    Piece& piece = pieces_[taken_++];
+    if (piece.size < bytes) {
+      piece = {};  // before the larger one is made
+      piece = {c10::GetCPUAllocator()->allocate(bytes), bytes};
     }
-    return piece.data_ptr();
+    return piece.data.get();
   }
   void start() { taken_ = 0; }
-  // Give memory back if it is much; to get it anew from the system in every pass takes long.
+  // The same, and give the memory back if it is much; to get it anew from the system in every pass takes long.
   void shrink() {
+    start();
     size_t size = 0;
-    for (const at::Tensor& piece : pieces_) size += piece.nbytes();
+    for (const Piece& piece : pieces_) size += piece.size;
     if (size > kKept) pieces_.clear();
   }
 
  private:
+  struct Piece {
+    at::DataPtr data;
+    size_t size = 0;
+  };
   static constexpr size_t kKept = 1 << 25;
-  std::vector<at::Tensor> pieces_;
+  std::vector<Piece> pieces_;
   size_t taken_ = 0;
 };
 
