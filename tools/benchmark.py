@@ -23,10 +23,11 @@ from mmmobilemamba.arch import ARCHS
 from mmmobilemamba.benchmark import plot, profiling, results
 from mmmobilemamba.benchmark.candidates import Candidate, Workload
 from mmmobilemamba.benchmark.measure import Settings, measure
-from mmmobilemamba.engine import keep_freed_memory, user_errors_reported
+from mmmobilemamba.engine import user_errors_reported
 from mmmobilemamba.engine.config import check_writable
 from mmmobilemamba.errors import UserError
 from mmmobilemamba.evaluation.load import check_device, device_name
+from mmmobilemamba.malloc import keep_freed_memory
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 SUFFIXES = ('.md', '.csv', '.json', '.png', '.pdf', '.svg')

@@ -1,6 +1,5 @@
 """Peak memory of a forward pass, whatever the process has used before."""
 
-import ctypes
 import logging
 import multiprocessing
 import sys
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..malloc import give_freed_memory_back
 
 PROCESS = Path('/proc/self')
 # A module and its argument, on the device to measure on; to be pickled.
@@ -25,7 +25,7 @@ def peak_memory(make: Make, device: torch.device, name: str) -> float | None:
 
     On a GPU: what PyTorch allocates. On a CPU: by how much the resident memory of a fresh process, without
     files that are mapped into it such as libraries, grows from before the model is built to the peak of its
-    second forward pass. Only Linux tells that; elsewhere None.
+    second forward pass. A process may hold more, of what was freed. Only Linux tells that; elsewhere None.
 
     Args:
         make: builds the model, in evaluation mode, and its argument.
@@ -62,7 +62,7 @@ def _peak_of_process(make: Make, threads: int) -> float | None:
     torch.set_num_threads(threads)
     # What building a model says, the calling process has said.
     logging.disable(logging.INFO)
-    _give_back_at_once()
+    give_freed_memory_back()
     # A first model brings in the packages that building one imports. It is kept, so that the second finds
     # none of its memory to use again.
     kept = make()
@@ -78,18 +78,6 @@ def _peak_of_process(make: Make, threads: int) -> float | None:
     peak = _resident('VmHWM')
     del kept
     return peak - _resident('RssFile') - _resident('RssShmem') - before
-
-
-def _give_back_at_once() -> None:
-    """Have the C library give memory back to the system when it is freed.
-
-    Else glibc keeps as much as chance and earlier sizes make it, up to a fifth of the peak; a threshold that
-    is set is one that it no longer changes.
-    """
-    mmap_threshold, size = -3, 1 << 17  # M_MMAP_THRESHOLD of malloc.h, and its initial value
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-    if mallopt is not None:
-        mallopt(mmap_threshold, size)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from .config import (
 from .cpu_amp_optim_wrapper import CPUAmpOptimWrapper
 from .deploy_hook import DeployHook
 from .finite_loss_hook import FiniteLossHook
-from .launch import build_runner, in_first_process, init_processes, keep_freed_memory
+from .launch import build_runner, in_first_process, init_processes
 from .safeguards import add_safeguards
 from .seed_hook import SeedHook
 from .start import load_for_testing, load_for_training, resume_training
@@ -44,7 +44,6 @@ __all__ = [
     'enable_tta',
     'in_first_process',
     'init_processes',
-    'keep_freed_memory',
     'load_config',
     'resume_training',
     'set_arch',

@@ -1,7 +1,6 @@
 """One process or several, on GPUs or on a CPU."""
 
 import atexit
-import ctypes
 import gc
 import os
 import sys
@@ -19,20 +18,9 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 
 from ..errors import UserError
+from ..malloc import keep_freed_memory
 
 T = TypeVar('T')
-
-
-def keep_freed_memory() -> None:
-    """Keep the memory that one step frees for the next one, where the C library is glibc.
-
-    By itself it gives large pieces back to the system, which clears every page before it hands them out
-    again, at each training step on a CPU.
-    """
-    with suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD; more is not allowed
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def init_processes(cfg: Config, launcher: str, local_rank: int = 0) -> None:

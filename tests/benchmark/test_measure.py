@@ -98,7 +98,7 @@ def growing():
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is told by /proc')
 def test_peak_memory_is_free_of_what_the_allocator_keeps():
     # Mostly 136 MiB where the holes stay in the process.
-    assert memory.peak_memory(growing, CPU, 'growing') == pytest.approx(24 * 2**20, rel=0.02)
+    assert memory.peak_memory(growing, CPU, 'growing') == pytest.approx(24 * 2**20, rel=0.1)
 
 
 def test_memory_is_left_out_where_the_system_does_not_tell(monkeypatch, tmp_path):

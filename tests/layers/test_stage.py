@@ -47,15 +47,28 @@ def test_memory_that_blocks_share_is_large_enough_for_wider_ones(built):
     stage, wider, _ = folded()
     stage.blocks.append(wider.downsample)
     stage.blocks.append(wider.blocks[0])
-    for batch, size in ((1, 33), (64, 1)):  # maps of one pixel do not get smaller while they get wider
+    # Maps of one pixel do not get smaller while they get wider; those of 400x400 take more than what is kept.
+    for batch, size in ((1, 33), (64, 1), (1, 400), (1, 5)):
         x = torch.randn(batch, CHANNELS[0], size, size)
         assert calls_of_blocks(stage, x) == 0
         assert torch.equal(stage(x), by_blocks(stage, x))
 
 
+def test_block_that_raises_leaves_the_others_right(built):
+    stage, wider, _ = folded()
+    x = torch.randn(1, CHANNELS[0], 9, 9)
+    expected = stage(x)
+    stage.blocks.append(wider.blocks[0])
+    with pytest.raises(RuntimeError, match='expected maps of 88 channels'):
+        stage(x)
+    del stage.blocks[-1]
+    assert torch.equal(stage(x), expected)
+
+
+@pytest.mark.parametrize('size', [8, 32])  # computed in one strip, and in one for each thread
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_nothing_is_left_of_earlier_numbers(dtype):
-    inputs = [torch.randn(1, channels, 8, 8).to(dtype) for channels in CHANNELS]
+def test_nothing_is_left_of_earlier_numbers(dtype, size):
+    inputs = [torch.randn(1, channels, size, size).to(dtype) for channels in CHANNELS]
     stages = folded(dtype=dtype)
     expected = [stage(x) for stage, x in zip(stages, inputs, strict=True)]
     for stage, x in zip(stages, inputs, strict=True):

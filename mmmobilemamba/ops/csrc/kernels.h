@@ -83,7 +83,7 @@ struct Product {
   void* y;
   Activation activation;
   long x_stride, y_stride;  // from one row to the next
-  bool padded = false;      // there are zeros, if anything, between a row of x and the next
+  bool padded = false;      // behind each row of x there are zeros, as many as padded_stride makes room for
   long segments = 1, x_segment = 0;
 };
 

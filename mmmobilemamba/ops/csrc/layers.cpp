@@ -4,6 +4,8 @@
 
 #include <torch/custom_class.h>
 
+#include <utility>
+
 namespace {
 
 // Computed one behind the other, in the order in which they were added.
@@ -12,13 +14,15 @@ class Layers : public torch::CustomClassHolder {
   void add(std::unique_ptr<Layer> layer) { layers_.push_back(std::move(layer)); }
 
   at::Tensor run(const at::Tensor& x) const {
-    thread_local Room room;
+    thread_local Room kept;
+    Room room = std::move(kept);  // gone if a layer raises, and nobody else's
     at::Tensor y = x;
     for (const auto& layer : layers_) {
       room.start();
       y = layer->run(y, room);
     }
     room.shrink();
+    kept = std::move(room);
     return y;
   }
 

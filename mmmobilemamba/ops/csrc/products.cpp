@@ -23,8 +23,6 @@ namespace blas = at::native::cpublas;
 // Of a product in bfloat16: one that the first-level cache holds, and oneDNN is slow for numbers of inputs in between.
 constexpr long kRows = 64, kColumns = 128, kInputs = 32;
 
-long padded(long K) { return (K + kInputs - 1) / kInputs * kInputs; }
-
 bool in_bfloat16() {
 #ifdef BRGEMM
   return blas::could_pack(at::kBFloat16);
@@ -37,6 +35,8 @@ long count(long n, long size) { return (n + size - 1) / size; }
 
 // Pieces that are worth a thread's while: of 2^18 multiply-adds.
 long grain(long cost) { return std::max(1L, (1L << 18) / std::max(1L, cost)); }
+
+long padded(long K) { return count(K, kInputs) * kInputs; }
 
 #ifdef BRGEMM
 // One block of rows and columns begin ... end - 1.

@@ -25,7 +25,7 @@ Linear linear(const at::Tensor& weight, const at::Tensor& bias, long K);
 void multiply(const Linear& weights, Product p, long rows, float);
 void multiply(const Linear& weights, Product p, long rows, Bfloat16);
 
-// From one row of K numbers to the next, if zeros in between make products faster.
+// From one row of K numbers to the next, with room for zeros where those make products faster.
 long padded_stride(long K, float);
 long padded_stride(long K, Bfloat16);
 
