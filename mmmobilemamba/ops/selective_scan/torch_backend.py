@@ -6,10 +6,10 @@ gives the state that enters each chunk, and T more steps fill in the states betw
 a product of decays, so that nothing overflows. p is a power whose exponent is a sum: where decays are so
 near 1 that they lose most of their digits, products of them would be wrong from the start.
 
-The work goes through tiles of channels that stay in the processor's cache. Arrays of a tile are laid out as
-(b, c · T, d) or (b, c · T, N, d), d channels innermost: one step touches a contiguous row in each chunk.
-The backward pass computes the states of a tile anew, so that between the two passes nothing but the inputs
-is kept.
+The work goes through tiles of channels that stay in the processor's cache. Arrays of a tile are
+(b, d, N, T, c), or with 1 for N: one step touches the same position of all chunks. Those lie side by side in
+memory, or where the inputs are channels last, the d channels do. The backward pass computes the states of a
+tile anew, so that between the two passes nothing but the inputs is kept.
 """
 
 import math
@@ -33,13 +33,14 @@ DEVICE_TILE = 1 << 24
 
 @dataclass(frozen=True)
 class _Tiling:
-    """How the work is cut: tiles of b × d systems, and in each T steps × c chunks of positions."""
+    """How the work is cut: tiles of b × d systems, and in each c chunks of T positions."""
 
     batch: int
     channels: int
     length: int
     steps: int
     chunks: int
+    channels_last: bool
 
     @classmethod
     def of(cls, u: Tensor, states: int, groups: int) -> '_Tiling':
@@ -48,30 +49,39 @@ class _Tiling:
         steps = _chunk_length(length)
         d = _divisor_up_to(channels // groups, size)
         b = _divisor_up_to(batch, size // d) if d == channels else 1
-        return cls(b, d, length, steps, -(-length // steps))
+        return cls(b, d, length, steps, -(-length // steps), channels > 1 and u.stride(1) == 1)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.batch, self.steps * self.chunks, self.channels
+    def padding(self) -> int:
+        """Number of the positions behind the last one."""
+        return self.steps * self.chunks - self.length
 
-    def load(self, x: Tensor, out: Tensor) -> Tensor:
-        """Copy x (b, d, L) to out (b, c·T, d), with zeros behind the last position."""
-        if self.length < out.shape[1]:
-            out[:, self.length :] = 0
-        _copy_transposed(x, out[:, : self.length], 32)
-        return out
+    def buffer(self, like: Tensor, states: int = 1) -> Tensor:
+        """Room for (b, d, N, T, c), of the data type and device of ``like``."""
+        b, d, T, c = self.batch, self.channels, self.steps, self.chunks
+        if self.channels_last:
+            return like.new_empty(b, c, T, states, d).permute(0, 4, 3, 2, 1)
+        return like.new_empty(b, d, states, T, c)
 
-    def store(self, x: Tensor, out: Tensor) -> None:
-        """Copy x (b, c·T, d) to out (b, d, L)."""
-        _copy_transposed(x[:, : self.length], out, 256)
+    def by_steps(self, x: Tensor) -> Tensor:
+        """x (b, n, L) as (b, n, T, c), with zeros behind the last position."""
+        if self.padding and self.channels_last:
+            x = F.pad(x.mT, (0, 0, 0, self.padding)).mT
+        elif self.padding:
+            x = F.pad(x, (0, self.padding))
+        return self._transposed(x.unflatten(2, (self.chunks, self.steps)))
 
-    def load_rows(self, x: Tensor) -> Tensor:
-        """Give x (b, N, L) as (b, c·T, N, 1), to be combined with (b, c·T, N, d)."""
-        return F.pad(x, (0, self.steps * self.chunks - self.length)).transpose(1, 2)[..., None]
+    def by_positions(self, x: Tensor) -> Tensor:
+        """x (b, n, T, c) as (b, n, L)."""
+        return self._transposed(x).flatten(2)[..., : self.length]
 
-    def rows(self, x: Tensor) -> Tensor:
-        """Give x (b, c·T, N) as (b, N, L)."""
-        return x[:, : self.length].transpose(1, 2)
+    def _transposed(self, x: Tensor) -> Tensor:
+        """x (b, d, m, n) as (b, d, n, m), contiguous unless the channels are; x itself, or a copy."""
+        if self.channels_last or x.device.type != 'cpu':
+            return x.mT
+        # What is called channels here is the one vectorised transposition of the last dimensions.
+        pixels = x.reshape(1, -1, 1, x.shape[2] * x.shape[3]).permute(0, 3, 1, 2)
+        return torch.native_channel_shuffle(pixels, x.shape[2]).permute(0, 2, 3, 1).reshape(x.mT.shape)
 
 
 def _divisor_up_to(n: int, limit: int) -> int:
@@ -84,71 +94,58 @@ def _chunk_length(n: int) -> int:
     return min(divisors, key=lambda t: abs(math.log(t / 12)), default=12)
 
 
-def _copy_transposed(x: Tensor, out: Tensor, width: int) -> None:
-    """Copy x (b, m, n) to out (b, n, m).
-
-    One row of out takes one element from each row of x. Where those share the few places that a cache of a
-    CPU has for addresses a power of two apart, they are gone before the next row needs their neighbours:
-    only ``width`` columns of out are copied at once then.
-    """
-    x = x.transpose(1, 2)
-    if x.device.type != 'cpu' or x.stride(2) * x.element_size() % 1024:
-        width = x.shape[2]
-    for part, out_part in zip(x.split(width, 2), out.split(width, 2), strict=True):
-        out_part.copy_(part)
-
-
 def _scan_(
     decay: Tensor, log_products: Tensor, state: Tensor, backwards: bool, delayed: bool = False
 ) -> None:
-    """``state_l += decay_l · state_{l-1}`` over all positions in place; decay and state (b, c·T, N, d).
+    """``state_l += decay_l · state_{l-1}`` over all positions in place; decay and state (b, d, N, T, c).
 
-    Where ``delayed``, the factor is decay_{l-1}. ``log_products`` (b, c, N, d) holds the logarithm to base 2
+    Where ``delayed``, the factor is decay_{l-1}. ``log_products`` (b, d, N, c) holds the logarithm to base 2
     of the product of the factors of each chunk.
     """
-    chunks = log_products.shape[1]
-    a, h = (x.unflatten(1, (chunks, -1)).unbind(2) for x in (decay, state))
+    a, h = decay.unbind(3), state.unbind(3)
     if delayed:
         edge, last = torch.zeros_like(a[0]), a[0 if backwards else -1]
         _neighbours(edge, backwards)[1].copy_(_neighbours(last, backwards)[0])
         a = (*a[1:], edge) if backwards else (edge, *a[:-1])
     order = range(len(h))[:: -1 if backwards else 1]
     first = order[0]
-    if chunks > 1:
+    if state.shape[4] > 1:
         s = h[first].clone()
         for t in order[1:]:
             torch.addcmul(h[t], a[t], s, out=s)
         s = _scan_chunks(log_products, s, backwards)
-        into, out_of = (slice(None, -1), slice(1, None))[:: 1 if backwards else -1]
-        h[first][:, into].addcmul_(a[first][:, into], s[:, out_of])
+        before, now = _neighbours(s, backwards)[0], _neighbours(h[first], backwards)[1]
+        now.addcmul_(_neighbours(a[first], backwards)[1], before)
     for previous, t in pairwise(order):
         h[t].addcmul_(a[t], h[previous])
 
 
 def _scan_chunks(log_decay: Tensor, state: Tensor, backwards: bool) -> Tensor:
-    """The same scan over dimension 1 of both (b, c, N, d), with factors 2 ** log_decay."""
-    count = log_decay.shape[1]
+    """The same scan over the last dimension of both (b, d, N, c), with factors 2 ** log_decay."""
+    count = log_decay.shape[3]
     steps = count if count < 32 else _chunk_length(count)
     if padding := -count % steps:
-        log_decay, state = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (log_decay, state))
-    _scan_(log_decay.exp2(), _chunk_sums(log_decay, steps), state, backwards)
-    return state[:, :count]
+        log_decay, state = (F.pad(x, (0, padding)) for x in (log_decay, state))
+    decay, log_decay, by_steps = (
+        x.unflatten(3, (-1, steps)).mT for x in (log_decay.exp2(), log_decay, state)
+    )
+    _scan_(decay, _chunk_sums(log_decay), by_steps, backwards)
+    return state[..., :count]
 
 
-def _chunk_sums(x: Tensor, steps: int, backwards: bool = False, delayed: bool = False) -> Tensor:
-    """Sums (b, c, ...) of x (b, c·T, ...) over each chunk; where ``delayed``, of x_{l-1} for each l in it."""
-    x = x.unflatten(1, (-1, steps))
+def _chunk_sums(x: Tensor, backwards: bool = False, delayed: bool = False) -> Tensor:
+    """Sums (b, d, N, c) of x (b, d, N, T, c) over each chunk; where ``delayed``, of x_{l-1} for each l."""
     if not delayed:
-        return x.sum(2)
-    inside, last = (x[:, :, 1:], x[:, :, 0]) if backwards else (x[:, :, :-1], x[:, :, -1])
-    sums = inside.sum(2)
+        return _sum(x, 3)
+    inside, last = (x[..., 1:, :], x[..., 0, :]) if backwards else (x[..., :-1, :], x[..., -1, :])
+    sums = _sum(inside, 3)
     _neighbours(sums, backwards)[1].add_(_neighbours(last, backwards)[0])
     return sums
 
 
 def _neighbours(x: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
-    """x (b, n, ...) but for what is scanned last, and for each of those what is scanned next."""
-    return (x[:, 1:], x[:, :-1]) if backwards else (x[:, :-1], x[:, 1:])
+    """x (..., n) but for what is scanned last, and for each of those what is scanned next."""
+    return (x[..., 1:], x[..., :-1]) if backwards else (x[..., :-1], x[..., 1:])
 
 
 class _Work:
@@ -170,18 +167,27 @@ class _Work:
         self.A, self.B, self.C, self.D, self.delta_bias = (
             None if x is None else x.to(dtype) for x in (A, B, C, D, delta_bias)
         )
+        self.A = self.A.mT.contiguous().mT  # d innermost, as in the arrays of channels-last tiles
+        self.log_decay_rate = self.A * LOG2_E  # for powers of two
         groups = math.lcm(*(x.shape[2] for x in (B, C) if x.dim() == 5))
-        self.tiling = _Tiling.of(u, A.shape[2], groups)
-        self.u, self.delta = self.buffer(), self.buffer()
-        self.decay, self.state = self.state_buffer(), self.state_buffer()
+        self.states = A.shape[2]
+        self.tiling = _Tiling.of(u, self.states, groups)
+        self.B, self.C = (self._by_steps(x) for x in (self.B, self.C))
+        self.delta, self.decay, self.state = self.buffer(), self.state_buffer(), self.state_buffer()
 
     def buffer(self) -> Tensor:
-        """Room for (b, c·T, d)."""
-        return self.A.new_empty(self.tiling.shape)
+        """Room for (b, d, 1, T, c)."""
+        return self.tiling.buffer(self.A)
 
     def state_buffer(self) -> Tensor:
-        """Room for (b, c·T, N, d)."""
-        return self.A.new_empty(*self.tiling.shape[:2], self.A.shape[2], self.tiling.channels)
+        """Room for (b, d, N, T, c)."""
+        return self.tiling.buffer(self.A, self.states)
+
+    def _by_steps(self, x: Tensor) -> Tensor:
+        """B or C (b, K, G, N, L) as (b, K, G, N, T, c); the one that is (K, D, N) as (K, D, N, 1, 1)."""
+        if x.dim() == 3:
+            return _over_positions(x)
+        return self.tiling.by_steps(x.flatten(0, 2)).unflatten(0, x.shape[:3])
 
     def tiles(self) -> Iterator['_Tile']:
         batch, channels = self.u_source.shape[:2]
@@ -202,59 +208,65 @@ class _Tile:
     images: slice
     channels: slice
 
-    def load(self, x: Tensor, out: Tensor, k: int | None = None) -> Tensor:
-        """Copy this tile of x (b, D, L), or of direction k of x (b, K, D, L), to out (b, c·T, d)."""
-        return self.work.tiling.load(self._of(x, k), out)
+    def of(self, x: Tensor) -> Tensor:
+        """This tile of x (b, D, L)."""
+        return x[self.images, self.channels]
 
-    def store(self, x: Tensor, out: Tensor, k: int | None = None) -> None:
-        """Copy x (b, c·T, d) to this tile of out (b, D, L), or of direction k of out (b, K, D, L)."""
-        self.work.tiling.store(x, self._of(out, k))
+    def load(self, x: Tensor) -> Tensor:
+        """This tile of x (b, D, L) as (b, d, 1, T, c)."""
+        return self.work.tiling.by_steps(self.of(x).to(self.work.A.dtype)).unsqueeze(2)
 
-    def _of(self, x: Tensor, k: int | None) -> Tensor:
-        return x[self.images, self.channels] if k is None else x[self.images, k, self.channels]
+    def store(self, x: Tensor, out: Tensor) -> None:
+        """Copy x (b, d, 1, T, c) to this tile of out (b, D, L)."""
+        self.of(out).copy_(self.work.tiling.by_positions(x.squeeze(2)))
 
-    def load_rows(self, x: Tensor, k: int) -> Tensor:
-        """Direction k of B or C, to be combined with (b, c·T, N, d)."""
-        if x.dim() == 3:
-            return x[k, self.channels].t().contiguous()
-        return self.work.tiling.load_rows(x[self.images, k, self._group(x)])
+    def store_with_skip(self, x: Tensor, u: Tensor, out: Tensor) -> None:
+        """Put x (b, d, 1, T, c) + D · u, if there is a D, in this tile of out; u and out (b, D, L)."""
+        D = self.work.D
+        if D is None:
+            self.store(x, out)
+        else:
+            skip = D[:, self.channels].sum(0)[:, None]
+            torch.addcmul(self.work.tiling.by_positions(x.squeeze(2)), self.of(u), skip, out=self.of(out))
+
+    def rows(self, x: Tensor, k: int) -> Tensor:
+        """Direction k of B or C, to be combined with (b, d, N, T, c)."""
+        return x[k, self.channels] if x.dim() == 5 else x[self.images, k, self._group(x), None]
 
     def add_rows(self, product: Tensor, k: int, out: Tensor) -> None:
-        """Sum product (b, c·T, N, d) into direction k of the gradient of B or C."""
+        """Sum product (b, d, N, T, c) into direction k of the gradient of B or C."""
         if out.dim() == 3:
-            out[k, self.channels] += product.sum((0, 1)).t()
+            out[k, self.channels] += _sum(product, 0, 3, 4)
         else:
-            out[self.images, k, self._group(out)] += self.work.tiling.rows(product.sum(-1))
+            out[self.images, k, self._group(out)] += self.work.tiling.by_positions(_sum(product, 1))
 
     def _group(self, x: Tensor) -> int:
         return self.channels.start * x.shape[2] // self.work.u_source.shape[1]
 
-    def discretise(self, k: int, slope: Tensor | None = None) -> None:
-        """Fill the buffers: Δ, exp(Δ A) and Δ B u of direction k; in slope, dΔ / d delta."""
+    def discretise(self, k: int, u: Tensor, slope: Tensor | None = None) -> None:
+        """Fill the buffers with Δ, exp(Δ A) and Δ B u of direction k; in slope, put dΔ / d delta."""
         work = self.work
-        z = self.load(work.delta_source, work.delta, k)
-        if work.delta_bias is not None:
-            z.add_(work.delta_bias[k, self.channels])
+        bias = 0 if work.delta_bias is None else _over_positions(work.delta_bias[k, self.channels, None])
+        step = torch.add(self.load(work.delta_source[:, k]), bias, out=work.delta)
         if work.delta_softplus:
             if slope is not None:
-                torch.sigmoid(z, out=slope)
-            torch.logaddexp(z, z.new_zeros(()), out=z)  # F.softplus, in place
+                torch.sigmoid(step, out=slope)
+            torch.logaddexp(step, step.new_zeros(()), out=step)  # F.softplus, in place
         elif slope is not None:
             slope.fill_(1)
-        step = z.unsqueeze(2)
-        torch.mul(step, self._log_decay_rate(k), out=work.decay).exp2_()
-        if work.tiling.length < step.shape[1]:
-            work.decay[:, work.tiling.length :] = 0
-        torch.mul(work.u.unsqueeze(2), self.load_rows(work.B, k), out=work.state).mul_(step)
+        torch.mul(step, _over_positions(self._log_decay_rate(k)), out=work.decay).exp2_()
+        if work.tiling.padding:
+            work.decay[..., -work.tiling.padding :, -1] = 0
+        torch.mul(u, self.rows(work.B, k), out=work.state).mul_(step)
 
     def scan_(self, state: Tensor, k: int, backwards: bool, delayed: bool = False) -> None:
         """:func:`_scan_` of state with the decays of direction k."""
-        sums = _chunk_sums(self.work.delta, self.work.tiling.steps, backwards, delayed)
-        _scan_(self.work.decay, sums.unsqueeze(2) * self._log_decay_rate(k), state, backwards, delayed)
+        sums = _chunk_sums(self.work.delta, backwards, delayed)
+        _scan_(self.work.decay, sums * self._log_decay_rate(k)[..., None], state, backwards, delayed)
 
     def _log_decay_rate(self, k: int) -> Tensor:
-        """A (N, d) of direction k, for powers of two."""
-        return self.work.A[k, self.channels].t() * LOG2_E
+        """(d, N) of direction k."""
+        return self.work.log_decay_rate[k, self.channels]
 
 
 def _forward(
@@ -269,22 +281,20 @@ def _forward(
 ) -> Tensor:
     y = torch.empty_like(u)
     work = _Work(u, delta, A, B, C, D, delta_bias, delta_softplus)
-    total = work.buffer()
+    products = work.state_buffer()
     for tile in work.tiles():
-        tile.load(u, work.u)
-        if D is None:
-            total.zero_()
-        else:
-            torch.mul(work.u, work.D[:, tile.channels].sum(0), out=total)
+        u_tile = tile.load(u)
         for k in range(delta.shape[1]):
-            tile.discretise(k)
+            tile.discretise(k, u_tile)
             tile.scan_(work.state, k, backwards=k == 1)
-            rows = tile.load_rows(work.C, k)
-            if A.shape[2] == 1:
-                total.addcmul_(work.state.squeeze(2), rows.squeeze(-2))
+            rows = tile.rows(work.C, k)
+            if k == 0:
+                total = _over_states(torch.mul(work.state, rows, out=products))
+            elif work.states == 1:
+                total.addcmul_(work.state, rows)
             else:
-                total.add_(work.state.mul_(rows).sum(2))
-        tile.store(total, y)
+                total.add_(_over_states(work.state.mul_(rows)))
+        tile.store_with_skip(total, u, y)
     return y
 
 
@@ -306,47 +316,66 @@ def _backward(
     """
     work = _Work(u, delta, A, B, C, D, delta_bias, delta_softplus)
     du_all, ddelta_all = torch.empty_like(u), torch.empty_like(delta)
-    sums = [work.A, work.B, work.C, work.D, work.delta_bias]
-    dA, dB, dC, dD, dbias = sums = [None if x is None else torch.zeros_like(x) for x in sums]
-    dy, du, slope = work.buffer(), work.buffer(), work.buffer()
+    dA, dB, dC, dD, dbias = sums = [
+        None if x is None else torch.zeros_like(x, dtype=work.A.dtype) for x in (A, B, C, D, delta_bias)
+    ]
+    du, slope = work.buffer(), work.buffer()
     g, spare = work.state_buffer(), work.state_buffer()
     for tile in work.tiles():
         part = tile.channels
-        tile.load(u, work.u)
-        tile.load(grad, dy)
-        if D is None:
-            du.zero_()
-        else:
-            dD[:, part] += torch.mul(dy, work.u, out=du).sum((0, 1))
-            torch.mul(dy, work.D[:, part].sum(0), out=du)
+        u_tile, dy = tile.load(u), tile.load(grad)
+        if D is not None:
+            dD[:, part] += torch.mul(dy, u_tile, out=du).sum((0, 2, 3, 4))
         for k in range(delta.shape[1]):
-            tile.discretise(k, slope)
-            decay, h, step = work.decay, work.state, work.delta.unsqueeze(2)
-            torch.mul(dy.unsqueeze(2), tile.load_rows(work.C, k), out=g)
+            tile.discretise(k, u_tile, slope)
+            decay, h, step = work.decay, work.state, work.delta
+            torch.mul(dy, tile.rows(work.C, k), out=g)
             tile.scan_(g, k, backwards=k == 0, delayed=True)
             tile.scan_(h, k, backwards=k == 1)
-            tile.add_rows(torch.mul(h, dy.unsqueeze(2), out=spare), k, dC)
-            kept = torch.mul(decay, g, out=spare)  # and then g_t exp(Δ_t A) h_{t-1}
-            _neighbours(kept, k == 1)[1].mul_(_neighbours(h, k == 1)[0])
-            kept[:, -k] = 0  # no state before the first position
-            dA[k, part] += torch.mul(kept, step, out=decay).sum((0, 1)).t()
-            tile.add_rows(torch.mul(g, step, out=h).mul_(work.u.unsqueeze(2)), k, dB)
-            received = _over_states(g.mul_(tile.load_rows(work.B, k)))  # dL / d(Δ_t u_t)
-            du.addcmul_(work.delta, received)
-            ddelta = _over_states(kept.mul_(work.A[k, part].t()))
-            ddelta.addcmul_(work.u, received).mul_(slope)
+            tile.add_rows(torch.mul(h, dy, out=spare), k, dC)
+            kept = torch.mul(decay, g, out=spare)
+            _multiply_by_previous_(kept, h, backwards=k == 1)  # g_t exp(Δ_t A) h_{t-1}
+            dA[k, part] += _sum(torch.mul(kept, step, out=decay), 0, 3, 4)
+            tile.add_rows(torch.mul(g, step, out=h).mul_(u_tile), k, dB)
+            received = _over_states(g.mul_(tile.rows(work.B, k)))  # dL / d(Δ_t u_t)
+            if k == 0:
+                torch.mul(step, received, out=du)
+            else:
+                du.addcmul_(step, received)
+            ddelta = _over_states(kept.mul_(_over_positions(work.A[k, part])))
+            ddelta.addcmul_(u_tile, received).mul_(slope)
             if dbias is not None:
-                dbias[k, part] += ddelta.sum((0, 1))
-            tile.store(ddelta, ddelta_all, k)
-        tile.store(du, du_all)
+                dbias[k, part] += ddelta.sum((0, 2, 3, 4))
+            tile.store(ddelta, ddelta_all[:, k])
+        tile.store_with_skip(du, grad, du_all)
     given = [x for x in (A, B, C, D, delta_bias) if x is not None]
     sums = [x for x in sums if x is not None]
     return [du_all, ddelta_all, *(x.to(y.dtype) for x, y in zip(sums, given, strict=True))]
 
 
+def _over_positions(x: Tensor) -> Tensor:
+    """x (d, N), to be combined with (b, d, N, T, c)."""
+    return x[..., None, None]
+
+
 def _over_states(x: Tensor) -> Tensor:
-    """Sum (b, c·T, N, d) over N, without a copy where N is 1."""
-    return x.squeeze(2) if x.shape[2] == 1 else x.sum(2)
+    """Sum x (b, d, N, T, c) over N, without a copy where N is 1; (b, d, 1, T, c)."""
+    return x if x.shape[2] == 1 else _sum(x, 2).unsqueeze(2)
+
+
+def _sum(x: Tensor, *dims: int) -> Tensor:
+    """torch.sum, but laid out as x is, which is the faster by far where channels are last."""
+    kept = x[tuple(0 if dim in dims else slice(None) for dim in range(x.dim()))]
+    return torch.sum(x, dims, out=torch.empty_like(kept))
+
+
+def _multiply_by_previous_(x: Tensor, h: Tensor, backwards: bool) -> None:
+    """x_l *= h_{l-1} in place, both (b, d, N, T, c); zero where there is no position before."""
+    before, now = (slice(1, None), slice(-1)) if backwards else (slice(-1), slice(1, None))
+    x[..., now, :].mul_(h[..., before, :])
+    last, first = (0, -1) if backwards else (-1, 0)
+    x[..., first, now].mul_(h[..., last, before])
+    x[..., first, first] = 0
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
