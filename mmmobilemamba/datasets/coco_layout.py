@@ -61,7 +61,9 @@ def read_coco_split(
     content = _read_json(path)
     classes = _check_categories(path, content['categories'])
     _check_images(path, content['images'])
-    _check_annotations(path, content, with_masks)
+    _check_annotations(path, content)
+    if with_masks:
+        _check_masks(path, content, evaluated=split == 'val')
     _check_crowds(path, content['annotations'], needed=split == 'val')
     if split == 'val':
         _check_ids_for_evaluation(path, content)
@@ -142,7 +144,7 @@ def _check_images(path: Path, images: list[dict]) -> None:
         )
 
 
-def _check_annotations(path: Path, content: dict[str, list[dict]], with_masks: bool) -> None:
+def _check_annotations(path: Path, content: dict[str, list[dict]]) -> None:
     annotations = content['annotations']
     fields = ('id', 'image_id', 'category_id', 'bbox', 'area')
     _check_fields(path, 'annotations', annotations, fields)
@@ -155,17 +157,85 @@ def _check_annotations(path: Path, content: dict[str, list[dict]], with_masks: b
         if unknown:
             raise UserError(
                 f'{len(unknown)} of {len(annotations)} annotations of {path} have a {field} that '
-                f'{part!r} does not list: {shorten(dict.fromkeys(a[field] for a in unknown))}. '
+                f'{part!r} does not list: {shorten(map(repr, dict.fromkeys(a[field] for a in unknown)))}. '
                 f'Add the missing {part} or remove these annotations.'
             )
-    if with_masks:
-        bad = [a['id'] for a in annotations if not a.get('segmentation')]
-        if bad:
-            raise UserError(
-                f'{len(bad)} of {len(annotations)} annotations of {path} have no "segmentation", '
-                f'but this config learns masks (ids {shorten(bad)}). Add the masks, or use a '
-                'config that needs boxes only.'
-            )
+
+
+def _check_masks(path: Path, content: dict[str, list[dict]], evaluated: bool) -> None:
+    annotations = content['annotations']
+    bad = [a['id'] for a in annotations if not a.get('segmentation')]
+    if bad:
+        raise UserError(
+            f'{len(bad)} of {len(annotations)} annotations of {path} have no "segmentation", '
+            f'but this config learns masks (ids {shorten(bad)}). Add the masks, or use a '
+            'config that needs boxes only.'
+        )
+    sizes = {image['id']: [image['height'], image['width']] for image in content['images']}
+    problems = {a['id']: _mask_problem(a['segmentation'], sizes[a['image_id']]) for a in annotations}
+    wrong = [f'id {key}: {problem}' for key, problem in problems.items() if problem]
+    if wrong:
+        raise UserError(
+            f'{len(wrong)} of {len(annotations)} annotations of {path} have a "segmentation" that is no mask '
+            f'({shorten(wrong, 5)}). Allowed are a list of polygons [x1, y1, x2, y2, x3, y3, ...] in pixels, '
+            'or a run-length encoding {"size": [height, width], "counts": ...} of the size of the image.'
+        )
+    polygons = {a['id']: a['segmentation'] for a in annotations if isinstance(a['segmentation'], list)}
+    flat = [key for key, mask in polygons.items() if not _has_area(mask, evaluated)]
+    if flat and evaluated:
+        raise UserError(
+            f'{len(flat)} of {len(annotations)} annotations of {path} have a "segmentation" that begins with '
+            f"a polygon of fewer than three points, on which COCO's evaluation fails (ids {shorten(flat)}). "
+            'Remove such polygons, and objects that have no other one.'
+        )
+    if flat:
+        print_log(
+            f'{path}: {len(flat)} of {len(annotations)} objects are left out: no polygon of their masks has '
+            'three points.',
+            logger='current',
+        )
+
+
+def _mask_problem(mask: Any, size: list[float]) -> str | None:
+    if isinstance(mask, list):
+        return None if all(map(_is_polygon, mask)) else 'a polygon that is not a list of finite numbers'
+    if not isinstance(mask, dict):
+        return f'a {type(mask).__name__}'
+    counts = mask.get('counts')
+    if mask.get('size') != size:
+        return f'size {mask.get("size")}, but its image is {size}'
+    runs = counts if isinstance(counts, list) else _decompressed(counts)
+    whole = all(isinstance(n, int) and n >= 0 for n in runs)
+    return None if whole and sum(runs) == size[0] * size[1] else 'counts that do not fill the image'
+
+
+def _decompressed(counts: Any) -> list[int]:
+    """The run lengths in COCO's compressed text; pycocotools reads one that is wrong beyond its end."""
+    runs: list[int] = []
+    number = shift = 0
+    for char in str(counts).encode():
+        code = char - 48
+        number |= (code & 31) << shift
+        shift += 5
+        if not code & 32:  # the last five bits of a number, the highest of them its sign
+            number -= (code & 16) << shift - 4
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number = shift = 0
+    return runs
+
+
+def _is_polygon(points: Any) -> bool:
+    try:
+        numbers = np.array(points)
+    except ValueError:  # lists of several lengths
+        return False
+    return numbers.ndim == 1 and numbers.dtype.kind in 'iuf' and bool(np.isfinite(numbers).all())
+
+
+def _has_area(polygons: list[list[float]], evaluated: bool) -> bool:
+    """By the rule by which CocoDataset drops polygons without a word; the evaluation looks at the first."""
+    usable = [len(points) >= 6 and len(points) % 2 == 0 for points in polygons]
+    return usable[0] if evaluated else any(usable)
 
 
 def _check_crowds(path: Path, annotations: list[dict], needed: bool) -> None:

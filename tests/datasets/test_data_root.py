@@ -197,6 +197,48 @@ class TestDetection:
             retarget(cfg, coco_root)
 
     @pytest.mark.parametrize(
+        ('mask', 'words'),
+        [
+            ([[1, 2, 3, 'a', 5, 6]], 'a polygon that is not a list of finite numbers'),
+            ([[1, 2, 3, float('nan'), 5, 6]], 'a polygon that is not a list of finite numbers'),
+            ([1, 2, 3, 4, 5, 6], 'a polygon that is not a list of finite numbers'),
+            ('m', 'a str'),
+            (dict(size=[1, 2], counts=[2]), r'size .1, 2., but its image is .\d+, \d+.'),
+            (dict(counts=[2]), 'counts that do not fill the image'),
+            (dict(counts='zzz'), 'counts that do not fill the image'),
+            (dict(counts=None), 'counts that do not fill the image'),
+        ],
+    )
+    def test_masks_that_are_none(self, coco_root, mask, words):
+        def change(content):
+            image = next(i for i in content['images'] if i['id'] == content['annotations'][2]['image_id'])
+            size = [image['height'], image['width']]
+            content['annotations'][2]['segmentation'] = (
+                dict(size=size) | mask if isinstance(mask, dict) else mask
+            )
+
+        edit_json(coco_root, change)
+        cfg = det_config()
+        retarget(cfg, coco_root)
+        cfg.train_dataloader.dataset.pipeline[1].with_mask = True
+        with pytest.raises(UserError, match=f'1 of 8 .* no mask .id 3: {words}.* Allowed are'):
+            retarget(cfg, coco_root)
+
+    @pytest.mark.parametrize('polygon', [[1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]])
+    def test_polygons_without_area(self, coco_root, monkeypatch, polygon):
+        said = []
+        monkeypatch.setattr(coco_layout, 'print_log', lambda text, logger: said.append(text))
+        cfg = det_config()
+        for loader in (cfg.train_dataloader, cfg.val_dataloader):
+            next(t for t in loader.dataset.pipeline if t.type == 'LoadAnnotations').with_mask = True
+        edit_json(coco_root, lambda c: c['annotations'][2].update(segmentation=[polygon]))
+        retarget(cfg, coco_root)
+        assert any('1 of 8 objects are left out: no polygon' in line for line in said)
+        edit_json(coco_root, lambda c: c['annotations'][2].update(segmentation=[polygon]), 'val')
+        with pytest.raises(UserError, match='fewer than three points.*evaluation fails .ids 3'):
+            retarget(cfg, coco_root)
+
+    @pytest.mark.parametrize(
         'change, words',
         [
             (
