@@ -87,7 +87,7 @@ def read_image(path: Path) -> np.ndarray:
         (height, width, 3) uint8, BGR.
 
     Raises:
-        ImageError: If the file is missing, empty, cut short or no image.
+        ImageError: If the file is missing, empty, cut short, no image, or one of a single pixel.
     """
     try:
         content = path.read_bytes()
@@ -104,4 +104,6 @@ def read_image(path: Path) -> np.ndarray:
     image = mmcv.imfrombytes(content, flag='color')
     if image is None:
         raise ImageError(f'{path}: OpenCV cannot read this kind of image; convert it to PNG or JPEG')
+    if image.shape[:2] == (1, 1):
+        raise ImageError(f'{path}: there is nothing to see on a single pixel')
     return image

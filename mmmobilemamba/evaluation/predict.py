@@ -32,32 +32,43 @@ def predict(
         model: From :func:`load_model`.
         images: The files.
         batch_size: How many images to predict at once.
-        on_bad_image: Called with each file that cannot be read, which is then left out. If None,
-            the error is raised.
+        on_bad_image: Called with each file that cannot be read or prepared, which is then left out. If
+            None, the error is raised.
 
     Yields:
         The file, the image (height, width, 3; BGR) and the data sample with the predictions.
 
     Raises:
-        ImageError: If a file cannot be read and there is no ``on_bad_image``.
+        ImageError: If a file cannot be read or prepared, and there is no ``on_bad_image``.
     """
     pipeline = _test_pipeline(model)
     batch: list[tuple[ImageFile, np.ndarray, dict]] = []
     for file in images:
         try:
             image = read_image(file.path)
+            data = _prepare(pipeline, file, image)
         except ImageError as error:
             if on_bad_image is None:
                 raise
             on_bad_image(file, error)
             continue
-        data = pipeline(dict(img=image, img_id=0))
         if batch and (len(batch) == batch_size or data['inputs'].shape != batch[0][2]['inputs'].shape):
             yield from _predict_batch(model, batch)
             batch = []
         batch.append((file, image, data))
     if batch:
         yield from _predict_batch(model, batch)
+
+
+def _prepare(pipeline: Callable[[dict], dict], file: ImageFile, image: np.ndarray) -> dict:
+    try:
+        return pipeline(dict(img=image, img_id=0))
+    except Exception as error:  # of any library; one image is no reason to lose the others
+        height, width = image.shape[:2]
+        raise ImageError(
+            f'{file.path}: the test pipeline fails on an image of {width}x{height} pixels ({error!r}). If it '
+            'is very thin, crop it.'
+        ) from error
 
 
 def _test_pipeline(model: nn.Module) -> Callable[[dict], dict]:

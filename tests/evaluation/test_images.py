@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmmobilemamba.evaluation.images import find_images, read_image
+from mmmobilemamba.evaluation.images import ImageError, find_images, read_image
 
 
 @pytest.mark.parametrize('mode', ['L', 'P', 'RGB', 'RGBA', 'I;16'])
@@ -18,6 +18,12 @@ def test_every_mode_becomes_8_bit_colour(tmp_path, mode):
     image = read_image(tmp_path / 'x.png')
     assert image.shape == (6, 8, 3) and image.dtype == np.uint8
     np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_a_single_pixel_is_refused(tmp_path):
+    Image.new('RGB', (1, 1)).save(tmp_path / 'x.png')
+    with pytest.raises(ImageError, match='x.png: there is nothing to see on a single pixel'):
+        read_image(tmp_path / 'x.png')
 
 
 def test_names_are_unique_and_dead_inputs_are_told(tmp_path):

@@ -29,7 +29,9 @@ def without_names(checkpoint: Path) -> Path:
 def test_detection(tmp_path, infer, det_config, coco_root):
     checkpoint = make_checkpoint(det_config, ('a', 'b', 'c'), tmp_path / 'x.pth')
     (coco_root / 'val2017/cut.jpg').write_bytes((coco_root / 'val2017/000000.jpg').read_bytes()[:300])
-    with pytest.raises(SystemExit, match=r'2 inputs could not be used:\n.*gone\.jpg.*\n.*cut\.jpg'):
+    Image.new('RGB', (2000, 3)).save(coco_root / 'val2017/thin.png')
+    words = r'3 inputs could not be used:\n.*gone\.jpg.*\n.*cut\.jpg.*\n.*thin\.png.*2000x3 pixels'
+    with pytest.raises(SystemExit, match=words):
         infer(
             *(det_config, checkpoint, coco_root / 'val2017', 'gone.jpg', '--score-thr', 0),
             *('--batch-size', 2, '--out-dir', 'out'),
