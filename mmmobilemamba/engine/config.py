@@ -30,8 +30,8 @@ def load_config(path: str, options: dict[str, Any] | None = None, arch: str | No
         arch: Variant of MobileMamba to switch to; channels of necks and heads are set to fit.
 
     Raises:
-        UserError: If the file does not exist, is no Python, or needs a package that is not installed,
-            or an option has no place in it, or if a neck or head expects other channels than the
+        UserError: If the file does not exist, is no Python, needs a package that is not installed, or has
+            no model, or an option has no place in it, or if a neck or head expects other channels than the
             MobileMamba of the config gives.
     """
     file = Path(path)
@@ -58,6 +58,8 @@ def load_config(path: str, options: dict[str, Any] | None = None, arch: str | No
     except (SyntaxError, FileNotFoundError, ConfigParsingError) as error:
         raise UserError(f'The config {path!r} or one of its bases cannot be read: {error}.') from error
     merge_options(cfg, options or {})
+    if not cfg.get('model'):
+        raise UserError(f'The config {path!r} has no model. Inherit one by _base_ or write model=dict(…).')
     if arch is not None:
         set_arch(cfg, arch)
     check_channels(cfg)
@@ -95,6 +97,22 @@ def check_writable(folder: str | Path, option: str) -> None:
         raise UserError(
             f'Cannot write to {str(folder)!r} ({error}). Choose another folder with {option}.'
         ) from error
+
+
+def check_picture(path: str | Path, option: str) -> None:
+    """Check that Matplotlib can write a picture to this file.
+
+    Raises:
+        UserError: If not; it names the option that gave the file.
+    """
+    # Slow to import.
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    path = Path(path)
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise UserError(f'{option} {path}: the name of a picture must end in one of .{", .".join(formats)}.')
+    check_writable(path.absolute().parent, option)
 
 
 def enable_amp(cfg: Config) -> None:

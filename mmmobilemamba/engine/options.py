@@ -1,10 +1,13 @@
 """Changes to a config from the command line."""
 
 import inspect
+import logging
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..datasets.layout import shorten
@@ -36,6 +39,8 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
                 f'--cfg-options {name}={value} would change nothing: a run does not read {top!r}, '
                 f'which may be a helper variable of the config file. Settings are {", ".join(places)}.'
             )
+    for name in options:
+        _say_what_is_new(cfg, name)
     try:
         cfg.merge_from_dict(options)
     except (AttributeError, KeyError, TypeError) as error:
@@ -46,6 +51,26 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
         ]
         given = shorten(f'{name}={value}' for name, value in options.items())
         raise UserError(reasons[0] if reasons else f'--cfg-options {given}: {error}') from error
+
+
+def _say_what_is_new(cfg: Config, name: str) -> None:
+    """Log a setting below the top that the config does not have, as a misspelt one would not have."""
+    node: Any = cfg
+    parts = name.split('.')
+    for i, part in enumerate(parts):
+        if not isinstance(node, dict | Config):
+            return
+        if part not in node:
+            if i > 0:
+                similar = get_close_matches(part, map(str, node))
+                print_log(
+                    f'--cfg-options {name} adds {part!r} to {".".join(parts[:i])}, which had no such setting'
+                    + (f'; did you mean {" or ".join(map(repr, similar))}?' if similar else '.'),
+                    logger='current',
+                    level=logging.WARNING,
+                )
+            return
+        node = node[part]
 
 
 def _misfit(cfg: Config, name: str) -> str | None:

@@ -10,61 +10,80 @@ from ..errors import UserError
 Curve = tuple[list[int], list[float]]
 
 
-def find_log(place: str | Path) -> Path:
-    """The newest ``scalars.json`` in a work directory, or the file itself.
+def find_logs(place: str | Path) -> list[Path]:
+    """All ``scalars.json`` in a work directory, the oldest first, or the file itself.
 
     Raises:
         UserError: If there is none.
     """
     place = Path(place)
     if place.is_file():
-        return place
+        return [place]
     logs = sorted(place.glob('**/vis_data/scalars.json'), key=lambda p: p.stat().st_mtime)
     if not logs:
         raise UserError(
             f'{place} holds no log. Give the work directory of a training run, or a scalars.json '
             '(<work dir>/<time>/vis_data/scalars.json).'
         )
-    return logs[-1]
+    return logs
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
-    """Every scalar of a log against the training iteration.
+def read_curves(paths: Iterable[Path]) -> dict[str, Curve]:
+    """Every scalar of a training against its iteration.
 
-    Validation results are at the iteration of the last training line before them, whether the run
-    counts epochs or iterations.
+    Args:
+        paths: Its log and those of its resumptions, in the order of time. Each replaces what the ones before
+            it have from its first iteration on, as it has when the training was begun again.
 
     Raises:
-        UserError: If the file is not a log.
+        UserError: If a file is not a log.
     """
+    points: list[tuple[int, dict[str, float]]] = []
+    by_epoch, iteration = False, 0
+    for path in paths:
+        added = []
+        for entry in _entries(path):
+            if 'lr' in entry or 'loss' in entry:
+                by_epoch, iteration = 'epoch' in entry, entry['iter']
+            elif not by_epoch:
+                # Of a validation, where epochs are counted, it is the epoch.
+                iteration = entry.get('step', iteration)
+            added.append((iteration, entry))
+        points = [point for point in points if not added or point[0] < added[0][0]] + added
     curves: dict[str, Curve] = {}
-    iteration = 0
+    for x, entry in points:
+        for key, value in entry.items():
+            if key not in ('step', 'iter', 'epoch') and isinstance(value, int | float):
+                xs, ys = curves.setdefault(key, ([], []))
+                xs.append(x)
+                ys.append(value)
+    return curves
+
+
+def _entries(path: Path) -> list[dict]:
+    entries = []
     lines = path.read_text(encoding='utf-8').splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
             if 'lr' in entry or 'loss' in entry:
-                iteration = entry['iter']
+                int(entry['iter'])
         except (KeyError, TypeError, ValueError) as error:
             if number == len(lines):
                 # A run that was interrupted leaves half a line.
                 break
             raise UserError(f'Line {number} of {path} is not one of a training log ({error}).') from error
-        for key, value in entry.items():
-            if key not in ('step', 'iter', 'epoch') and isinstance(value, int | float):
-                x, y = curves.setdefault(key, ([], []))
-                x.append(iteration)
-                y.append(value)
-    return curves
+        entries.append(entry)
+    return entries
 
 
-def choose(curves: dict[str, Curve], keys: Iterable[str], path: Path) -> list[str]:
-    """Check that a log has all these scalars.
+def choose(curves: dict[str, Curve], keys: Iterable[str], place: str | Path) -> list[str]:
+    """Check that a training has all these scalars.
 
     Raises:
         UserError: If not; it names those that it has.
     """
     keys = list(keys)
     if missing := [key for key in keys if key not in curves]:
-        raise UserError(f'{path} has no {", ".join(missing)}. It has: {shorten(sorted(curves), 40)}.')
+        raise UserError(f'{place} has no {", ".join(missing)}. It has: {shorten(sorted(curves), 40)}.')
     return keys

@@ -6,6 +6,7 @@ from mmengine.optim import OptimWrapper
 
 from mmmobilemamba import engine
 from mmmobilemamba.engine import config as config_module
+from mmmobilemamba.engine import options as options_module
 from mmmobilemamba.errors import UserError
 
 
@@ -47,6 +48,24 @@ class TestLoadConfig:
         cfg = engine.load_config(str(det_config), options)
         assert cfg.train_dataloader.persistent_workers is False
         assert cfg.val_dataloader.persistent_workers is True
+
+    def test_a_new_setting_is_said(self, det_config, monkeypatch):
+        said = []
+        monkeypatch.setattr(options_module, 'print_log', lambda text, **_: said.append(text))
+        options = {
+            'model.test_cfg.score_th': 0.1,
+            'model.test_cfg.nmss.type': 'x',
+            'model.test_cfg.score_thr': 0,
+        }
+        engine.load_config(str(det_config), {**options, 'randomness.seed': 1})
+        assert len(said) == 2
+        assert "adds 'score_th' to model.test_cfg" in said[0] and "did you mean 'score_thr'" in said[0]
+        assert "adds 'nmss' to model.test_cfg" in said[1]
+
+    def test_no_model(self, tmp_path):
+        (tmp_path / 'x.py').write_text('x = 1')
+        with pytest.raises(UserError, match='x.py. has no model. Inherit one'):
+            engine.load_config(str(tmp_path / 'x.py'))
 
 
 class TestWorkDir:

@@ -36,3 +36,9 @@ def test_curves_of_runs_by_epoch(tmp_path, analysis):
         analysis('curves.py', 'run', '--keys', 'mIoU')
     with pytest.raises(SystemExit, match='holds no log'):
         analysis('curves.py', 'elsewhere')
+
+
+@pytest.mark.parametrize('script', ['erf.py', 'curves.py'])
+def test_a_picture_of_an_unknown_format_is_refused_at_once(analysis, script):
+    with pytest.raises(SystemExit, match='--out x.xyz: the name of a picture must end in one of .*png'):
+        analysis(script, 't2', '--out', 'x.xyz')

@@ -7,15 +7,18 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mmmobilemamba.engine import user_errors_reported
+from mmmobilemamba.engine.config import check_picture
 from mmmobilemamba.errors import UserError
-from mmmobilemamba.evaluation.logs import choose, find_log, read_curves
+from mmmobilemamba.evaluation.logs import choose, find_logs, read_curves
 
 DEFAULT_KEYS = ('loss', 'lr', 'coco/bbox_mAP', 'coco/segm_mAP', 'mIoU')
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('runs', nargs='+', help='work directories (their newest run) or scalars.json files')
+    parser.add_argument(
+        'runs', nargs='+', help='work directories (a resumed training is one run) or scalars.json files'
+    )
     parser.add_argument(
         '--keys', nargs='+', help=f'scalars to draw (default: those there are of {", ".join(DEFAULT_KEYS)})'
     )
@@ -30,10 +33,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with user_errors_reported():
-        logs = [find_log(run) for run in args.runs]
-        curves = [read_curves(log) for log in logs]
+        check_picture(args.out, '--out')
+        curves = [read_curves(find_logs(run)) for run in args.runs]
         if args.keys:
-            keys = [choose(c, args.keys, log) for c, log in zip(curves, logs, strict=True)][0]
+            keys = [choose(c, args.keys, run) for c, run in zip(curves, args.runs, strict=True)][0]
         else:
             keys = [key for key in DEFAULT_KEYS if any(key in c for c in curves)]
         if not keys:
@@ -41,7 +44,7 @@ def main() -> None:
                 f'None of the logs has any of {", ".join(DEFAULT_KEYS)}; choose others with --keys.'
             )
         draw(curves, args.names or args.runs, keys, Path(args.out))
-    print(f'{", ".join(keys)} of {len(logs)} runs: {args.out}')
+    print(f'{", ".join(keys)} of {len(curves)} runs: {args.out}')
 
 
 def draw(curves: list, names: list[str], keys: list[str], path: Path) -> None:

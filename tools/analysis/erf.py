@@ -24,7 +24,7 @@ from rich.progress import track
 
 from mmmobilemamba.arch import ARCHS
 from mmmobilemamba.engine import user_errors_reported
-from mmmobilemamba.engine.config import check_writable
+from mmmobilemamba.engine.config import check_picture
 from mmmobilemamba.errors import UserError
 from mmmobilemamba.evaluation.backbone_spec import build_backbone, short_name
 from mmmobilemamba.evaluation.images import find_images
@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with user_errors_reported():
-        check_writable(Path(args.out).absolute().parent, '--out')
+        check_picture(args.out, '--out')
         device = check_device(args.device)
         images, source = make_images(args)
         images = [image.to(device) for image in images]

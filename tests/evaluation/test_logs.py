@@ -1,0 +1,41 @@
+import json
+
+from mmmobilemamba.evaluation.logs import find_logs, read_curves
+
+
+def write(path, *lines):
+    path.parent.mkdir(parents=True)
+    path.write_text('\n'.join(map(json.dumps, lines)))
+
+
+def train(iteration, **more):
+    return dict(loss=float(iteration), lr=0.1, iter=iteration, step=iteration, **more)
+
+
+def test_a_resumed_run_by_iterations(tmp_path):
+    """The second run goes on from a checkpoint older than the end of the first."""
+    write(tmp_path / '1/vis_data/scalars.json', train(10), dict(mIoU=1, step=10), train(20), train(30))
+    write(tmp_path / '2/vis_data/scalars.json', train(20), dict(mIoU=2, step=22))
+    curves = read_curves(find_logs(tmp_path))
+    assert curves['loss'] == ([10, 20], [10.0, 20.0])
+    assert curves['mIoU'] == ([10, 22], [1, 2])
+
+
+def test_a_resumed_run_that_only_validated(tmp_path):
+    write(tmp_path / '1/vis_data/scalars.json', train(10), train(20), dict(mIoU=1, step=20))
+    write(tmp_path / '2/vis_data/scalars.json', dict(mIoU=2, step=22))
+    curves = read_curves(find_logs(tmp_path))
+    assert curves['loss'][0] == [10, 20] and curves['mIoU'] == ([20, 22], [1, 2])
+
+
+def test_a_resumed_run_by_epochs(tmp_path):
+    write(tmp_path / '1/vis_data/scalars.json', train(5, epoch=1), dict(mAP=1, step=1))
+    write(tmp_path / '2/vis_data/scalars.json', train(10, epoch=2), dict(mAP=2, step=2))
+    curves = read_curves(find_logs(tmp_path))
+    assert curves['loss'][0] == [5, 10] and curves['mAP'] == ([5, 10], [1, 2])
+
+
+def test_a_run_begun_again_replaces_the_one_before(tmp_path):
+    write(tmp_path / '1/vis_data/scalars.json', train(5), train(10), train(15))
+    write(tmp_path / '2/vis_data/scalars.json', train(5), train(10))
+    assert read_curves(find_logs(tmp_path))['loss'][0] == [5, 10]
