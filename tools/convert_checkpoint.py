@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from mmmobilemamba.checkpoint import read_checkpoint, to_authors_checkpoint
+from mmmobilemamba.engine.config import check_writable
 from mmmobilemamba.errors import UserError
 
 
@@ -25,9 +26,11 @@ def main() -> None:
     if args.target.exists():
         parser.error(f'{args.target} exists already; name another file')
     try:
+        check_writable(args.target.parent, 'TARGET')
         checkpoint = to_authors_checkpoint(read_checkpoint(args.source), args.wavelet)
     except UserError as err:
         parser.error(str(err))
+    args.target.parent.mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint, args.target)
     print(f"{args.target}: {len(checkpoint.get('state_dict', checkpoint))} tensors in the authors' layout")
 

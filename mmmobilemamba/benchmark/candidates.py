@@ -176,7 +176,7 @@ def _backbone(spec: str) -> nn.Module:
     try:
         return build_backbone(spec)
     except UserError as error:
-        if '(' in spec:
+        if '(' in spec or spec.partition(',')[0] in ARCHS:
             raise
         variants = ', '.join(ARCHS)
         raise UserError(

@@ -49,11 +49,20 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_OptionsAction,
         metavar='KEY=VALUE',
         help='change settings of the config, for example optim_wrapper.optimizer.lr=1e-4 '
         'train_dataloader.batch_size=8 (lists: key="[a,b]")',
     )
+
+
+class _OptionsAction(DictAction):
+    """As in the other OpenMMLab packages, but what has no value is refused."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if without := [text for text in values if '=' not in text]:
+            parser.error(f'{option_string} {" ".join(without)}: allowed is KEY=VALUE, with no spaces')
+        super().__call__(parser, namespace, values, option_string)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ import logging
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from ..errors import UserError
+
 HOOKS = ('SeedHook', 'StrideCheckHook', 'FiniteLossHook')
 # Schedules that may well end long before the training.
 WARM_UPS = ('Linear', 'Constant', 'Warmup')
@@ -15,7 +17,12 @@ def add_safeguards(cfg: Config) -> None:
     """Let a run survive interruptions, and stop before its weights are spoilt.
 
     See :class:`SeedHook`, :class:`WholeFileBackend`, :class:`StrideCheckHook` and :class:`FiniteLossHook`.
+
+    Raises:
+        UserError: If there is nothing to train on.
     """
+    if not cfg.get('train_dataloader'):
+        raise UserError('The config has no train_dataloader, without which nothing can be trained.')
     hooks = [h for h in cfg.get('custom_hooks') or [] if h.get('type') not in HOOKS]
     cfg.custom_hooks = [*hooks, *(dict(type=name) for name in HOOKS)]
     if cfg.train_dataloader.get('persistent_workers'):

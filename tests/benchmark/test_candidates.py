@@ -107,6 +107,7 @@ def test_segmentors_run_up_to_their_heads(seg_config):
         ('mmdet.NoSuchNet()', 'cannot be built'),
         ('nowhere.ResNet(depth=50)', 'choose mmdet, mmseg or mmpretrain'),
         ('no_such_config.py', 'does not exist'),
+        ('b1,no_such_weights.pth', 'no_such_weights.pth. does not exist'),
     ],
 )
 def test_unknown_models(text, message):

@@ -17,6 +17,12 @@ def test_other_errors_keep_their_traceback():
         raise ValueError('a bug')
 
 
+def test_an_option_without_a_value_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        common_parser('').parse_args(['config.py', '--cfg-options', 'a.b=1', 'c'])
+    assert '--cfg-options c: allowed is KEY=VALUE' in capsys.readouterr().err
+
+
 def test_options_are_named_as_in_other_packages():
     words = 'config.py --work-dir w --launcher pytorch --local-rank 1 --cfg-options a.b=1 c=[1,2]'
     args = common_parser('').parse_args(words.split())
