@@ -185,13 +185,13 @@ def _check_masks(path: Path, content: dict[str, list[dict]], evaluated: bool) ->
     if flat and evaluated:
         raise UserError(
             f'{len(flat)} of {len(annotations)} annotations of {path} have a "segmentation" that begins with '
-            f"a polygon of fewer than three points, on which COCO's evaluation fails (ids {shorten(flat)}). "
-            'Remove such polygons, and objects that have no other one.'
+            f"a polygon of fewer than three points or an odd count of numbers (ids {shorten(flat)}). COCO's "
+            'evaluation fails on it. Remove such polygons, and objects that have no other one.'
         )
     if flat:
         print_log(
             f'{path}: {len(flat)} of {len(annotations)} objects are left out: no polygon of their masks has '
-            'three points.',
+            'three points and an even count of numbers.',
             logger='current',
         )
 

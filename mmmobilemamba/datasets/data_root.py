@@ -80,7 +80,9 @@ def check_data_exists(cfg: Config) -> None:
         places = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
         for place in filter(None, places):
             path = os.path.join(dataset.get('data_root') or '', place)
-            if '://' not in path and not os.path.exists(path):
+            # A storage of its own has its own idea of where things lie.
+            elsewhere = dataset.get('backend_args') or '://' in path
+            if not elsewhere and not os.path.exists(path):
                 raise UserError(
                     f'{path} does not exist; the {loader} of the config reads it. Put the data '
                     'set there, or give the folder of another one of the same layout with '
