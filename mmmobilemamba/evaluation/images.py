@@ -80,11 +80,16 @@ def _with_unique_names(found: dict[Path, str]) -> list[ImageFile]:
     return images
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read an image as the data pipelines do: grey, palette, 16-bit and alpha become 8-bit colour.
+def read_image(path: Path, flag: str = 'color', backend: str | None = None) -> np.ndarray:
+    """Read an image as the data pipelines do: by default, all kinds become 8-bit colour.
+
+    Args:
+        path: The file.
+        flag: ``color_type`` of LoadImageFromFile.
+        backend: Its ``imdecode_backend``.
 
     Returns:
-        (height, width, 3) uint8, BGR.
+        (height, width, 3) uint8, BGR, or what another flag gives.
 
     Raises:
         ImageError: If the file is missing, empty, cut short, no image, or one of a single pixel.
@@ -101,9 +106,9 @@ def read_image(path: Path) -> np.ndarray:
             file.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f'{path}: cannot be read as an image ({error})') from error
-    image = mmcv.imfrombytes(content, flag='color')
+    image = mmcv.imfrombytes(content, flag=flag, backend=backend)
     if image is None:
-        raise ImageError(f'{path}: OpenCV cannot read this kind of image; convert it to PNG or JPEG')
+        raise ImageError(f'{path}: MMCV cannot read this kind of image; convert it to PNG or JPEG')
     if image.shape[:2] == (1, 1):
         raise ImageError(f'{path}: there is nothing to see on a single pixel')
     return image

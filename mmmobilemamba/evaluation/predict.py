@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator
 
+import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import Compose
@@ -41,11 +42,11 @@ def predict(
     Raises:
         ImageError: If a file cannot be read or prepared, and there is no ``on_bad_image``.
     """
-    pipeline = _test_pipeline(model)
+    reading, pipeline = _test_pipeline(model)
     batch: list[tuple[ImageFile, np.ndarray, dict]] = []
     for file in images:
         try:
-            image = read_image(file.path)
+            image = read_image(file.path, **reading)
             data = _prepare(pipeline, file, image)
         except ImageError as error:
             if on_bad_image is None:
@@ -55,7 +56,7 @@ def predict(
         if batch and (len(batch) == batch_size or data['inputs'].shape != batch[0][2]['inputs'].shape):
             yield from _predict_batch(model, batch)
             batch = []
-        batch.append((file, image, data))
+        batch.append((file, image if image.ndim == 3 else mmcv.gray2bgr(image), data))
     if batch:
         yield from _predict_batch(model, batch)
 
@@ -71,15 +72,18 @@ def _prepare(pipeline: Callable[[dict], dict], file: ImageFile, image: np.ndarra
         ) from error
 
 
-def _test_pipeline(model: nn.Module) -> Callable[[dict], dict]:
+def _test_pipeline(model: nn.Module) -> tuple[dict[str, str], Callable[[dict], dict]]:
+    """How images are read, and what is done with them then."""
     first, *steps = innermost_test_dataset(model.cfg).pipeline
     if 'LoadImageFromFile' not in type_name(first):
         raise UserError(
             f'The test pipeline begins with {type_name(first)!r}, which may read images in a way of its own. '
             'Allowed is LoadImageFromFile: change the config, or use tools/test.py.'
         )
+    reading = dict(flag=first.get('color_type', 'color'), backend=first.get('imdecode_backend', 'cv2'))
     loading = {**first, 'type': f'{model.cfg.default_scope}.LoadImageFromNDArray'}
-    return Compose([loading, *(copy.deepcopy(s) for s in steps if 'Annotations' not in type_name(s))])
+    kept = (copy.deepcopy(s) for s in steps if 'Annotations' not in type_name(s))
+    return reading, Compose([loading, *kept])
 
 
 @torch.no_grad()

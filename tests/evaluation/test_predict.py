@@ -49,6 +49,20 @@ def test_other_ways_to_read_an_image(tmp_path, cfg, det_config, coco_root):
         next(predict(model, [image]))
 
 
+def test_grey_images(tmp_path, det_config, coco_root):
+    config = tmp_path / 'grey.py'
+    config.write_text(
+        f'_base_ = {str(det_config)!r}\n'
+        'model = dict(\n    backbone=dict(in_channels=1),\n'
+        '    data_preprocessor=dict(mean=[120.0], std=[60.0], bgr_to_rgb=False),\n)'
+    )
+    model = load_model(Config.fromfile(config), str(make_checkpoint(config, CLASSES, tmp_path / 'x.pth')))
+    model.cfg.test_dataloader.dataset.pipeline[0].color_type = 'grayscale'
+    _, image, sample = next(predict(model, [ImageFile(coco_root / 'val2017/000000.jpg', 'x')]))
+    assert image.shape[2] == 3 and (image[..., 0] == image[..., 1]).all()
+    assert len(sample.pred_instances) > 0
+
+
 def test_the_size_of_a_pipeline_of_classes(cfg):
     cfg = with_classes_as_types(cfg)
     set_test_scale(cfg, (128, 96))
