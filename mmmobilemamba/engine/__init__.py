@@ -17,6 +17,7 @@ from .cpu_amp_optim_wrapper import CPUAmpOptimWrapper
 from .deploy_hook import DeployHook
 from .finite_loss_hook import FiniteLossHook
 from .launch import build_runner, in_first_process, init_processes
+from .own_best_hook import OwnBestHook
 from .safeguards import add_safeguards
 from .seed_hook import SeedHook
 from .start import load_for_testing, load_for_training, resume_training
@@ -28,6 +29,7 @@ __all__ = [
     'CPUAmpOptimWrapper',
     'DeployHook',
     'FiniteLossHook',
+    'OwnBestHook',
     'SeedHook',
     'StrictLoadHook',
     'StrideCheckHook',

@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 
 from ..errors import UserError
 
-HOOKS = ('SeedHook', 'StrideCheckHook', 'FiniteLossHook')
+HOOKS = ('SeedHook', 'OwnBestHook', 'StrideCheckHook', 'FiniteLossHook')
 # Schedules that may well end long before the training.
 WARM_UPS = ('Linear', 'Constant', 'Warmup')
 ENDLESS = 10**9  # as MMEngine's schedules are by default
@@ -16,7 +16,8 @@ ENDLESS = 10**9  # as MMEngine's schedules are by default
 def add_safeguards(cfg: Config) -> None:
     """Let a run survive interruptions, and stop before its weights are spoilt.
 
-    See :class:`SeedHook`, :class:`WholeFileBackend`, :class:`StrideCheckHook` and :class:`FiniteLossHook`.
+    See :class:`SeedHook`, :class:`OwnBestHook`, :class:`WholeFileBackend`, :class:`StrideCheckHook` and
+    :class:`FiniteLossHook`.
 
     Raises:
         UserError: If there is nothing to train on.
@@ -34,7 +35,7 @@ def add_safeguards(cfg: Config) -> None:
     cfg.train_dataloader.persistent_workers = False
     _warn_of_initial_values_kept(cfg)
     _warn_of_schedule_of_other_length(cfg)
-    checkpoint = cfg.get('default_hooks', {}).get('checkpoint')
+    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
     if checkpoint is None:
         return
     if checkpoint.get('max_keep_ckpts') == 1:

@@ -112,7 +112,7 @@ def latest_checkpoint(cfg: Config) -> str | None:
     Raises:
         UserError: If a checkpoint was written, but none is left.
     """
-    hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     work_dir = Path(cfg.work_dir)
     folders = [work_dir]
     if hook.get('out_dir'):

@@ -7,18 +7,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import get_file_backend
+from mmengine.hooks import CheckpointHook
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from tiny import REPOSITORY
 
 from mmmobilemamba import engine
 from mmmobilemamba.checkpoint import read_checkpoint
-from mmmobilemamba.engine import safeguards, start
+from mmmobilemamba.engine import OwnBestHook, safeguards, start
 from mmmobilemamba.engine.start import latest_checkpoint
+from mmmobilemamba.errors import UserError
 
 
 def inherit(base: Path, text: str) -> Path:
@@ -224,6 +227,21 @@ def log_of(function, cfg, monkeypatch) -> list[str]:
     return log
 
 
+@pytest.mark.parametrize('out_dir', [None, 'elsewhere'])
+@pytest.mark.parametrize('own', [True, False])
+def test_the_best_checkpoint_of_another_run_is_let_alone(tmp_path, out_dir, own):
+    folder = tmp_path / out_dir / 'copy' if out_dir else tmp_path / 'copy'
+    folder.mkdir(parents=True)
+    if own:
+        (folder / 'best_mIoU.pth').touch()
+    hook = CheckpointHook(out_dir=str(tmp_path / out_dir) if out_dir else None)
+    runner = SimpleNamespace(work_dir=str(tmp_path / 'copy'), hooks=[hook])
+    remembered = dict(best_ckpt='original/best_mIoU.pth', best_score=1, best_ckpt_AP='s3://original/best.pth')
+    OwnBestHook().after_load_checkpoint(runner, dict(message_hub=dict(runtime_info=remembered)))
+    assert remembered.pop('best_ckpt', None) == (str(folder / 'best_mIoU.pth') if own else None)
+    assert remembered == dict(best_score=1, best_ckpt_AP='s3://original/best.pth')
+
+
 class TestSafeguards:
     def build(self, **checkpoint):
         return Config(
@@ -242,6 +260,15 @@ class TestSafeguards:
         cfg = self.build(**elsewhere)
         engine.add_safeguards(cfg)
         assert cfg.default_hooks.checkpoint == elsewhere
+
+    @pytest.mark.parametrize('loader', [None, dict(batch_size=1)])
+    def test_little_in_the_config(self, loader):
+        cfg = Config(dict(train_dataloader=loader, default_hooks=None))
+        if loader is None:
+            with pytest.raises(UserError, match='no train_dataloader'):
+                engine.add_safeguards(cfg)
+        else:
+            engine.add_safeguards(cfg)
 
     def test_hooks_come_once(self):
         cfg = self.build()

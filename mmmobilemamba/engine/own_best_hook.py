@@ -1,0 +1,39 @@
+"""A resumed run deletes best checkpoints of its own only."""
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+
+@HOOKS.register_module()
+class OwnBestHook(Hook):
+    """Makes of the best checkpoint that a resumed run remembers the one in its own folder.
+
+    MMEngine remembers its path and deletes it once there is a better one. Where the checkpoint comes from
+    another run, or the folder was copied, that is the best one of the other run.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Correct what the checkpoint remembers, or let it remember none."""
+        remembered = checkpoint.get('message_hub', {}).get('runtime_info', {})
+        folder = _folder(runner)
+        for key in [key for key in remembered if key.startswith('best_ckpt')]:
+            if '://' in str(remembered[key]):
+                continue
+            own = folder / Path(str(remembered[key])).name
+            if own.is_file():
+                remembered[key] = str(own)
+            else:
+                del remembered[key]
+
+
+def _folder(runner: Runner) -> Path:
+    """Where the run writes its checkpoints."""
+    work_dir = Path(runner.work_dir)
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook) and hook.out_dir:
+            return Path(hook.out_dir, work_dir.absolute().name)
+    return work_dir
