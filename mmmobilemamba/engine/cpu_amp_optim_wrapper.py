@@ -67,6 +67,19 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         with torch.backends.mkldnn.flags(enabled=False) if slow else nullcontext():
             super().backward(loss, **kwargs)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the optimizer, and of the scaler where it scales: no other can be loaded elsewhere."""
+        state = super().state_dict()
+        if not state['loss_scaler']:
+            del state['loss_scaler']
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state; a scaler begins anew if there is none for it."""
+        if not state_dict.get('loss_scaler', True):
+            state_dict = {key: value for key, value in state_dict.items() if key != 'loss_scaler'}
+        super().load_state_dict(state_dict)
+
 
 def _grad_scaler(enabled: bool, **options: Any):
     """A scaler of losses for the CPU; bfloat16 has the exponents of float32 and needs none."""

@@ -54,6 +54,17 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow():
     assert wrapper.state_dict()['loss_scaler']['scale'] == scale / 2
 
 
+@pytest.mark.parametrize('before', ['bfloat16', 'float16'])
+@pytest.mark.parametrize('after', ['bfloat16', 'float16'])
+def test_a_run_resumes_in_the_other_type(before, after):
+    state = build(nn.Linear(4, 3), dtype=before).state_dict()
+    assert ('loss_scaler' in state) == (before == 'float16')
+    for older in (state, {'loss_scaler': {}, **state}):
+        wrapper = build(nn.Linear(4, 3), dtype=after)
+        wrapper.load_state_dict(older)
+        assert wrapper.loss_scaler.is_enabled() == (after == 'float16')
+
+
 @pytest.mark.parametrize('loss_scale, constant', [(64, True), (dict(init_scale=64.0), False)])
 def test_loss_scales_of_a_config(loss_scale, constant):
     model = nn.Linear(4, 3)
