@@ -196,7 +196,9 @@ def describe_misfit(expected: StateDict, given: StateDict, shown: int = 8) -> st
     return '\n'.join(listed(kind, keys) for kind, keys in problems.items() if keys)
 
 
-def prepare_backbone_state_dict(model: nn.Module, state_dict: StateDict, prefix: str = '') -> None:
+def prepare_backbone_state_dict(
+    model: nn.Module, state_dict: StateDict, prefix: str = '', reinit: tuple[str, ...] = ()
+) -> None:
     """Bring the backbone's part of a state dict into our layout, in place, or refuse it.
 
     Called by :class:`MobileMamba` whenever PyTorch or mmengine loads a state dict, so that no way of
@@ -206,6 +208,7 @@ def prepare_backbone_state_dict(model: nn.Module, state_dict: StateDict, prefix:
         model: the :class:`MobileMamba` to be filled.
         state_dict: tensors of the backbone, or of a model that holds it under ``prefix``.
         prefix: where the backbone's keys begin, e.g. ``'backbone.'``.
+        reinit: beginnings of names, prefix included, of tensors that keep the values they have in the model.
 
     Raises:
         CheckpointError: when a key of the backbone would stay unfilled or one of the file unused.
@@ -218,6 +221,8 @@ def prepare_backbone_state_dict(model: nn.Module, state_dict: StateDict, prefix:
     else:
         given = {k: v for k, v in own.items() if k in expected or not _is_unbuilt(k, model)}
         dropped = [k for k in own if k not in given]
+    given = {k: v for k, v in given.items() if not (prefix + k).startswith(reinit)}
+    given |= {k: v for k, v in expected.items() if (prefix + k).startswith(reinit)}
     misfit = describe_misfit(expected, given)
     if misfit:
         raise CheckpointError(

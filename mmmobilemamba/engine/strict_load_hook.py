@@ -81,11 +81,12 @@ def fit_state_dict(
                 f'reinit {start!r} is the beginning of no parameter name of the model. Names begin '
                 f'with: {shorten(modules, 30)}.'
             )
-    given = {key: value for key, value in state_dict.items() if not key.startswith(reinit)}
+    given = dict(state_dict)
     for name, module in model.named_modules():
         prefix = f'{name}.' if name else ''
         if isinstance(module, MobileMamba) and not prefix.startswith(reinit):
-            prepare_backbone_state_dict(module, given, prefix)
+            prepare_backbone_state_dict(module, given, prefix, reinit)
+    given = {key: value for key, value in given.items() if not key.startswith(reinit)}
     wanted = {key: value for key, value in expected.items() if key not in kept}
     if misfit := describe_misfit(wanted, given):
         raise CheckpointError(

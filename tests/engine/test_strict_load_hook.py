@@ -92,6 +92,19 @@ class TestReinit:
         own = detector.state_dict()
         assert_same(fitted, {k: head.get(k, own[k]) for k in own})
 
+    @pytest.mark.parametrize('start', ['backbone.stem', 'backbone.stage3.blocks.0', 'backbone.stage2.'])
+    @pytest.mark.parametrize('layout', [dict, in_authors_layout])
+    def test_part_of_the_backbone(self, detector, weights, start, layout):
+        fitted = fit_state_dict(detector, layout(weights), [start])
+        own = detector.state_dict()
+        assert_same(fitted, {k: own[k] if k.startswith(start) else weights[k] for k in own})
+
+    def test_part_of_the_backbone_of_another_shape(self, weights):
+        model = build_retinanet(in_channels=4)
+        fitted = fit_state_dict(model, in_authors_layout(weights), ['backbone.stem.0'])
+        own = model.state_dict()
+        assert_same(fitted, {k: own[k] if k.startswith('backbone.stem.0') else weights[k] for k in own})
+
     def test_unknown_name_is_refused(self, detector, weights):
         with pytest.raises(CheckpointError, match="'bbox_head.class'.*bbox_head.retina_cls"):
             fit_state_dict(detector, weights, ['bbox_head.retina_cls', 'bbox_head.class'])
