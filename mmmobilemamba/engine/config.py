@@ -206,7 +206,7 @@ def show_predictions(
     """
     if not show and show_dir is None:
         return
-    hook = cfg.get('default_hooks', {}).get('visualization')
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise UserError(
             '--show and --show-dir need a hook named "visualization" in the default_hooks of the '
@@ -269,6 +269,8 @@ def enable_tta(cfg: Config) -> None:
             f'--tta needs {" and ".join(missing)} in the config; inherit or copy them from '
             'mmdet::retinanet/retinanet_tta.py or mmseg::_base_/datasets/ade20k.py.'
         )
-    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    # A class has no text in the dump of the config that the runner writes.
+    kind = cfg.tta_model.type if isinstance(cfg.tta_model.type, str) else type_name(cfg.tta_model)
+    cfg.model = {**cfg.tta_model, 'type': kind, 'module': cfg.model}
     innermost_test_dataset(cfg).pipeline = cfg.tta_pipeline
     print_log('Testing with test-time augmentation', logger='current')

@@ -19,7 +19,10 @@ from mmengine.utils.dl_utils import set_multi_processing
 
 from ..errors import UserError
 from ..malloc import keep_freed_memory
+from .config_nodes import type_name
 
+# As MMEngine, MMCV and PyTorch call it.
+SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 T = TypeVar('T')
 
 
@@ -107,7 +110,9 @@ def _init_cpu_processes(cfg: Config, launcher: str) -> None:
         **(cfg.get('model_wrapper_cfg') or {}),
         'device_ids': None,
     }
-    if replaced := _replace_sync_bn(cfg.model):
+    replaced = _replace_sync_bn(cfg.model)
+    if replaced or cfg.get('sync_bn'):
+        cfg.sync_bn = None
         print_log(f'SyncBN does not work on a CPU: {replaced} norm_cfg became BN', logger='current')
 
 
@@ -123,7 +128,7 @@ def _replace_sync_bn(node: Any) -> int:
         return sum(map(_replace_sync_bn, node))
     if not isinstance(node, dict):
         return 0
-    replaced = int(node.get('type') == 'SyncBN')
+    replaced = int(type_name(node) in SYNC_BN)
     if replaced:
         node['type'] = 'BN'
     return replaced + sum(map(_replace_sync_bn, node.values()))

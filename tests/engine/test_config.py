@@ -208,5 +208,8 @@ class TestPredictions:
         engine.enable_tta(cfg)
         assert cfg.model == dict(type='TTA', module=dict(type='Model'))
         assert cfg.test_dataloader.dataset.dataset.pipeline == [dict(type='Load')]
+        cfg = simple_config(tta_model=dict(type=OptimWrapper), tta_pipeline=[dict(type='Load')])
+        engine.enable_tta(cfg)
+        assert cfg.model.type == 'OptimWrapper'  # as a text, whatever the class
         with pytest.raises(UserError, match='tta_model and tta_pipeline in the config'):
             engine.enable_tta(simple_config())

@@ -7,6 +7,7 @@ import torch
 from configs.cases import CONFIGS
 from mmengine.config import Config
 from tiny import REPOSITORY
+from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmmobilemamba import engine
@@ -54,7 +55,13 @@ def test_cpu_processes_use_gloo_and_plain_batch_norm(monkeypatch):
     norm = dict(type='SyncBN', requires_grad=True)
     cfg = Config(
         dict(
-            model=dict(backbone=dict(norm_cfg=norm), heads=[dict(norm_cfg=norm)]),
+            model=dict(
+                backbone=dict(norm_cfg=norm),
+                heads=[
+                    dict(norm_cfg=dict(norm, type=t)) for t in ('mmengine.SyncBN', 'MMSyncBN', SyncBatchNorm)
+                ],
+            ),
+            sync_bn='torch',
             find_unused_parameters=True,
             model_wrapper_cfg=dict(broadcast_buffers=True),
         )
@@ -68,7 +75,7 @@ def test_cpu_processes_use_gloo_and_plain_batch_norm(monkeypatch):
         find_unused_parameters=True,
     )
     assert cfg.model.backbone.norm_cfg == dict(type='BN', requires_grad=True)
-    assert cfg.model.heads[0].norm_cfg.type == 'BN'
+    assert [head.norm_cfg.type for head in cfg.model.heads] == ['BN'] * 3 and not cfg.sync_bn
     assert os.environ['LOCAL_RANK'] == '0'
 
 
