@@ -20,6 +20,11 @@ def has_tangent(x: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
+def in_transform() -> bool:
+    """Whether a transform of torch.func is under way; none goes through autograd functions of C++."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def find_mmseg_configs() -> None:
     """Let ``_base_ = 'mmseg::…'`` find an MMSegmentation that was installed under another name.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..compat import has_tangent, is_compiling
+from ..compat import has_tangent, in_transform, is_compiling
 
 # The class that a library from before the last change does not have.
 NEWEST = 'Layers'
@@ -45,9 +45,9 @@ def usable(x: Tensor) -> bool:
 def needs_plain_operators(x: Tensor) -> bool:
     """Whether PyTorch's own operators must compute with x, and no special ones of ours or of oneDNN.
 
-    Compilers and exports fuse the plain ones, forward-mode derivatives exist for them, and counts know them.
+    Compilers and exports fuse the plain ones, the transforms of torch.func know them, and so do counts.
     """
-    return _avoided or is_compiling() or torch.jit.is_tracing() or has_tangent(x)
+    return _avoided or is_compiling() or torch.jit.is_tracing() or in_transform() or has_tangent(x)
 
 
 _avoided = False

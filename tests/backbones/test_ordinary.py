@@ -39,6 +39,20 @@ def test_forward_mode_derivative(deploy):
     torch.testing.assert_close(ahead, (pulled * t).sum(), rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize('deploy', [False, True], ids=['as trained', 'deployed'])
+def test_transforms_of_functions(deploy):
+    model = as_trained(MobileMamba(TINY, scan_backend='reference'))
+    if deploy:
+        model.switch_to_deploy()
+    x = torch.randn(2, 3, 34, 31)
+
+    def loss(x):
+        return sum(m.square().mean() for m in model(x))
+
+    (expected,) = torch.autograd.grad(loss(x.requires_grad_()), x)
+    torch.testing.assert_close(torch.func.grad(loss)(x.detach()), expected, rtol=1e-3, atol=1e-5)
+
+
 def test_without_memory():
     with torch.device('meta'):
         model = MobileMamba(TINY, drop_path_rate=0.1)

@@ -228,6 +228,12 @@ def test_maps_without_pixels_are_refused():
                 module(torch.randn(1, channels(module), *size))
 
 
+def test_empty_batches():
+    with torch.no_grad():
+        for module in folded()[:2]:
+            assert module(torch.randn(0, channels(module), 8, 8)).shape[0] == 0
+
+
 def test_copy_on_write_inputs(set_num_threads):
     set_num_threads(2)
     module = folded()[0]

@@ -11,7 +11,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from ...compat import has_tangent, is_compiling
+from ...compat import has_tangent, in_transform, is_compiling
 from ...errors import UserError
 
 ScanFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool], Tensor]
@@ -207,11 +207,11 @@ def _by_rank() -> list[Backend]:
 
 def _backend_for(backend: str, u: Tensor, *others: Tensor | None) -> Backend:
     differentiable = backend == 'reference' or is_compiling()
-    if not differentiable and any(x is not None and has_tangent(x) for x in (u, *others)):
+    if not differentiable and (in_transform() or any(x is not None and has_tangent(x) for x in (u, *others))):
         raise UserError(
-            'Forward-mode derivatives (torch.func.jvp, torch.func.jacfwd) can be taken of the '
-            f"selective-scan backend 'reference' only, not of {backend!r}. Choose that one "
-            "(scan_backend='reference' of the backbone), or derivatives in reverse mode."
+            'Forward-mode derivatives and transforms of torch.func (grad, jvp, vmap, ...) can be taken of '
+            f"the selective-scan backend 'reference' only, not of {backend!r}. Choose that one "
+            "(scan_backend='reference' of the backbone), or torch.autograd."
         )
     dtype = compute_dtype(u, *others)
     return _backends[choose_backend(backend, u.device.type, dtype, others[1].shape[1])]
