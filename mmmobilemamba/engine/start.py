@@ -56,6 +56,7 @@ def resume_training(cfg: Config, resume: str | None) -> None:
         return
     meta = _read_resumable(resume)['meta']
     _say_what_the_checkpoint_decides(cfg, meta.get('cfg', ''))
+    _say_if_nothing_is_left(cfg, meta)
     seed = meta.get('seed')
     if seed is not None:
         # MMEngine takes it from the checkpoint too late, when the data have been shuffled with another.
@@ -72,6 +73,18 @@ def _say_what_the_checkpoint_decides(cfg: Config, before: str) -> None:
             print_log(
                 f'--resume goes on with {name} of the checkpoint, {before[name]}; what the config has now, '
                 f'{now[name]}, has no effect. To train with that, start from the weights: --load-from.',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
+def _say_if_nothing_is_left(cfg: Config, meta: dict) -> None:
+    loop = cfg.get('train_cfg') or {}
+    for unit, name in (('epoch', 'max_epochs'), ('iter', 'max_iters')):
+        if loop.get(name) and meta.get(unit, 0) >= loop[name]:
+            print_log(
+                f'--resume: nothing is left to train, the checkpoint is of {unit} {meta[unit]} and '
+                f'train_cfg.{name} is {loop[name]}. To go on, raise that.',
                 logger='current',
                 level=logging.WARNING,
             )

@@ -166,9 +166,9 @@ class TestSettingsOfTheCheckpoint:
             )
         )
 
-    def resumed(self, cfg: Config, text: str, tmp_path, monkeypatch) -> list[str]:
+    def resumed(self, cfg: Config, text: str, tmp_path, monkeypatch, **meta) -> list[str]:
         file, log = tmp_path / 'epoch_1.pth', []
-        torch.save(dict(meta=dict(cfg=text), state_dict={}, optimizer={}, message_hub={}), file)
+        torch.save(dict(meta=dict(cfg=text, **meta), state_dict={}, optimizer={}, message_hub={}), file)
         monkeypatch.setattr(start, 'print_log', lambda text, **options: log.append(text))
         engine.resume_training(cfg, str(file))
         return log
@@ -188,6 +188,13 @@ class TestSettingsOfTheCheckpoint:
     @pytest.mark.parametrize('text', ['', 'model = <function f>'])
     def test_checkpoint_without_a_readable_config(self, text, tmp_path, monkeypatch):
         assert self.resumed(self.config(tmp_path), text, tmp_path, monkeypatch) == []
+
+    @pytest.mark.parametrize('settings', [dict(max_iters=20), dict(by_epoch=True, max_epochs=2)])
+    def test_a_finished_run(self, settings, tmp_path, monkeypatch):
+        for done in (False, True):
+            meta = dict(epoch=1 + done, iter=19 + done)
+            said = self.resumed(self.config(tmp_path, train_cfg=settings), '', tmp_path, monkeypatch, **meta)
+            assert len(said) == done and all('nothing is left to train' in line for line in said)
 
 
 class TestWholeFiles:
