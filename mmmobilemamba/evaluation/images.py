@@ -106,7 +106,10 @@ def read_image(path: Path, flag: str = 'color', backend: str | None = None) -> n
             file.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f'{path}: cannot be read as an image ({error})') from error
-    image = mmcv.imfrombytes(content, flag=flag, backend=backend)
+    try:
+        image = mmcv.imfrombytes(content, flag=flag, backend=backend)
+    except Exception as error:  # of any of the libraries that decode for MMCV
+        raise ImageError(f'{path}: the decoder {backend!r} of the config fails on it ({error!r})') from error
     if image is None:
         raise ImageError(f'{path}: MMCV cannot read this kind of image; convert it to PNG or JPEG')
     if image.shape[:2] == (1, 1):

@@ -11,7 +11,9 @@ Curve = tuple[list[int], list[float]]
 
 
 def find_logs(place: str | Path) -> list[Path]:
-    """All ``scalars.json`` in a work directory, the oldest first, or the file itself.
+    """All ``scalars.json`` of a work directory, the oldest first, or the file itself.
+
+    Of a folder of work directories it is the one with the newest log.
 
     Raises:
         UserError: If there is none.
@@ -19,13 +21,19 @@ def find_logs(place: str | Path) -> list[Path]:
     place = Path(place)
     if place.is_file():
         return [place]
-    logs = sorted(place.glob('**/vis_data/scalars.json'), key=lambda p: p.stat().st_mtime)
+    logs = list(place.glob('**/vis_data/scalars.json'))
     if not logs:
         raise UserError(
             f'{place} holds no log. Give the work directory of a training run, or a scalars.json '
             '(<work dir>/<time>/vis_data/scalars.json).'
         )
-    return logs
+    work_dir = max(logs, key=_age).parents[2]
+    return sorted(work_dir.glob('*/vis_data/scalars.json'), key=_age)
+
+
+def _age(log: Path) -> tuple[str, float]:
+    # Its folder is named by the time; that of the file may be that of a copy.
+    return log.parents[1].name, log.stat().st_mtime
 
 
 def read_curves(paths: Iterable[Path]) -> dict[str, Curve]:
@@ -41,15 +49,16 @@ def read_curves(paths: Iterable[Path]) -> dict[str, Curve]:
     points: list[tuple[int, dict[str, float]]] = []
     by_epoch, iteration = False, 0
     for path in paths:
-        added = []
+        added, start = [], None
         for entry in _entries(path):
             if 'lr' in entry or 'loss' in entry:
                 by_epoch, iteration = 'epoch' in entry, entry['iter']
+                start = iteration if start is None else start
             elif not by_epoch:
-                # Of a validation, where epochs are counted, it is the epoch.
-                iteration = entry.get('step', iteration)
+                # A validation's step is its iteration, or the epoch, which may stay 0.
+                iteration = max(iteration, entry.get('step', 0))
             added.append((iteration, entry))
-        points = [point for point in points if not added or point[0] < added[0][0]] + added
+        points = [point for point in points if start is None or point[0] < start] + added
     curves: dict[str, Curve] = {}
     for x, entry in points:
         for key, value in entry.items():

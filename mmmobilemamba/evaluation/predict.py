@@ -15,6 +15,8 @@ from ..engine.config_nodes import innermost_test_dataset, type_name
 from ..errors import UserError
 from .images import ImageError, ImageFile, read_image
 
+# Sides of which one may vanish where images are resized.
+THIN = 100
 Prediction = tuple[ImageFile, np.ndarray, BaseDataElement]
 
 
@@ -66,9 +68,10 @@ def _prepare(pipeline: Callable[[dict], dict], file: ImageFile, image: np.ndarra
         return pipeline(dict(img=image, img_id=0))
     except Exception as error:  # of any library; one image is no reason to lose the others
         height, width = image.shape[:2]
+        thin = max(height, width) > THIN * min(height, width)
         raise ImageError(
-            f'{file.path}: the test pipeline fails on an image of {width}x{height} pixels ({error!r}). If it '
-            'is very thin, crop it.'
+            f'{file.path}: the test pipeline fails on this image of {width}x{height} pixels ({error!r})'
+            + ('; crop it, it is very thin' if thin else '')
         ) from error
 
 

@@ -26,6 +26,12 @@ def test_a_single_pixel_is_refused(tmp_path):
         read_image(tmp_path / 'x.png')
 
 
+def test_a_decoder_that_fails(tmp_path):
+    Image.new('RGB', (2, 1)).save(tmp_path / 'x.png')
+    with pytest.raises(ImageError, match="x.png: the decoder 'tifffile' of the config fails on it"):
+        read_image(tmp_path / 'x.png', backend='tifffile')
+
+
 def test_names_are_unique_and_dead_inputs_are_told(tmp_path):
     (tmp_path / 'a/sub').mkdir(parents=True)
     (tmp_path / 'empty').mkdir()
