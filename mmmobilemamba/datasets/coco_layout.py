@@ -19,6 +19,7 @@ annotations/instances_val2017.json
 train2017/   the training images
 val2017/     the validation images
 """
+FAR = 10  # times the longer side
 SIDES = ('width', 'height')
 
 
@@ -185,8 +186,8 @@ def _check_masks(path: Path, content: dict[str, list[dict]], evaluated: bool) ->
     if flat and evaluated:
         raise UserError(
             f'{len(flat)} of {len(annotations)} annotations of {path} have a "segmentation" that begins with '
-            f"a polygon of fewer than three points or an odd count of numbers (ids {shorten(flat)}). COCO's "
-            'evaluation fails on it. Remove such polygons, and objects that have no other one.'
+            f"a polygon of one or two points, on which COCO's evaluation fails (ids {shorten(flat)}). "
+            'Remove such polygons, and objects that have no other one.'
         )
     if flat:
         print_log(
@@ -198,7 +199,13 @@ def _check_masks(path: Path, content: dict[str, list[dict]], evaluated: bool) ->
 
 def _mask_problem(mask: Any, size: list[float]) -> str | None:
     if isinstance(mask, list):
-        return None if all(map(_is_polygon, mask)) else 'a polygon that is not a list of finite numbers'
+        if not all(map(_is_polygon, mask)):
+            return 'a polygon that is not a list of finite numbers'
+        # Coordinates of another unit would take any time and memory.
+        far = FAR * max(size)
+        return (
+            'a polygon far outside its image' if np.abs(np.concatenate(mask)).max(initial=0) > far else None
+        )
     if not isinstance(mask, dict):
         return f'a {type(mask).__name__}'
     counts = mask.get('counts')
@@ -234,8 +241,9 @@ def _is_polygon(points: Any) -> bool:
 
 def _has_area(polygons: list[list[float]], evaluated: bool) -> bool:
     """By the rule by which CocoDataset drops polygons without a word; the evaluation looks at the first."""
-    usable = [len(points) >= 6 and len(points) % 2 == 0 for points in polygons]
-    return usable[0] if evaluated else any(usable)
+    if evaluated:
+        return len(polygons[0]) > 4
+    return any(len(points) >= 6 and len(points) % 2 == 0 for points in polygons)
 
 
 def _check_crowds(path: Path, annotations: list[dict], needed: bool) -> None:

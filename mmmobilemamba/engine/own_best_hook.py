@@ -34,6 +34,6 @@ def _folder(runner: Runner) -> Path:
     """Where the run writes its checkpoints."""
     work_dir = Path(runner.work_dir)
     for hook in runner.hooks:
-        if isinstance(hook, CheckpointHook) and hook.out_dir:
+        if isinstance(hook, CheckpointHook) and hook.out_dir not in (None, runner.work_dir):
             return Path(hook.out_dir, work_dir.absolute().name)
     return work_dir

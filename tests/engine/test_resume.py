@@ -234,10 +234,12 @@ def log_of(function, cfg, monkeypatch) -> list[str]:
     return log
 
 
-@pytest.mark.parametrize('out_dir', [None, 'elsewhere'])
+@pytest.mark.parametrize(
+    'out_dir, folder', [(None, 'copy'), ('copy', 'copy'), ('elsewhere', 'elsewhere/copy')]
+)
 @pytest.mark.parametrize('own', [True, False])
-def test_the_best_checkpoint_of_another_run_is_let_alone(tmp_path, out_dir, own):
-    folder = tmp_path / out_dir / 'copy' if out_dir else tmp_path / 'copy'
+def test_the_best_checkpoint_of_another_run_is_let_alone(tmp_path, out_dir, folder, own):
+    folder = tmp_path / folder
     folder.mkdir(parents=True)
     if own:
         (folder / 'best_mIoU.pth').touch()

@@ -227,7 +227,11 @@ class _Tile:
             self.store(x, out)
         else:
             skip = D[:, self.channels].sum(0)[:, None]
-            torch.addcmul(self.work.tiling.by_positions(x.squeeze(2)), self.of(u), skip, out=self.of(out))
+            x, u, out = self.work.tiling.by_positions(x.squeeze(2)), self.of(u), self.of(out)
+            if out.dtype == u.dtype == x.dtype:
+                torch.addcmul(x, u, skip, out=out)
+            else:
+                out.copy_(torch.addcmul(x, u.to(x.dtype), skip))
 
     def rows(self, x: Tensor, k: int) -> Tensor:
         """Direction k of B or C, to be combined with (b, d, N, T, c)."""
