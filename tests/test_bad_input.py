@@ -586,7 +586,7 @@ PICTURES = [
     one_image(
         'picture of 32 bits',
         lambda path: Image.fromarray(GREY.astype(np.float32)).save(path, 'TIFF'),
-        'OpenCV cannot read',
+        'MMCV cannot read',
         'convert it to PNG or JPEG',
     ),
 ]
