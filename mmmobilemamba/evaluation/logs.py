@@ -27,13 +27,18 @@ def find_logs(place: str | Path) -> list[Path]:
             f'{place} holds no log. Give the work directory of a training run, or a scalars.json '
             '(<work dir>/<time>/vis_data/scalars.json).'
         )
-    work_dir = max(logs, key=_age).parents[2]
-    return sorted(work_dir.glob('*/vis_data/scalars.json'), key=_age)
+    logs.sort(key=_age)
+    return [log for log in logs if _run(log).parent == _run(logs[-1]).parent]
+
+
+def _run(log: Path) -> Path:
+    """The folder of a run, which is named by its time, in that of the training."""
+    return log.parent.parent
 
 
 def _age(log: Path) -> tuple[str, float]:
-    # Its folder is named by the time; that of the file may be that of a copy.
-    return log.parents[1].name, log.stat().st_mtime
+    # The time of the file may be that of a copy.
+    return _run(log).name, log.stat().st_mtime
 
 
 def read_curves(paths: Iterable[Path]) -> dict[str, Curve]:

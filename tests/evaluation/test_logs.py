@@ -44,6 +44,14 @@ def test_only_logs_of_one_work_directory_are_joined(tmp_path):
         assert read_curves(find_logs(place))['loss'][0] == [50, 100, 150, 200]
 
 
+def test_the_folder_of_one_run_is_its_log_alone(tmp_path, monkeypatch):
+    for run, step in (('1', 50), ('2', 100)):
+        write(tmp_path / run / 'vis_data/scalars.json', train(step))
+    assert read_curves(find_logs(tmp_path / '2'))['loss'][0] == [100]
+    monkeypatch.chdir(tmp_path / '2')
+    assert read_curves(find_logs('.'))['loss'][0] == [100]
+
+
 def test_a_resumed_run_by_epochs(tmp_path):
     write(tmp_path / '1/vis_data/scalars.json', train(5, epoch=1), dict(mAP=1, step=1))
     write(tmp_path / '2/vis_data/scalars.json', train(10, epoch=2), dict(mAP=2, step=2))
