@@ -208,7 +208,7 @@ def prepare_backbone_state_dict(
         model: the :class:`MobileMamba` to be filled.
         state_dict: tensors of the backbone, or of a model that holds it under ``prefix``.
         prefix: where the backbone's keys begin, e.g. ``'backbone.'``.
-        reinit: beginnings of names, prefix included, of tensors that keep the values they have in the model.
+        reinit: beginnings of names, prefix included, of tensors that are neither needed nor taken.
 
     Raises:
         CheckpointError: when a key of the backbone would stay unfilled or one of the file unused.
@@ -221,8 +221,10 @@ def prepare_backbone_state_dict(
     else:
         given = {k: v for k, v in own.items() if k in expected or not _is_unbuilt(k, model)}
         dropped = [k for k in own if k not in given]
-    given = {k: v for k, v in given.items() if not (prefix + k).startswith(reinit)}
-    given |= {k: v for k, v in expected.items() if (prefix + k).startswith(reinit)}
+    expected, given = (
+        {k: v for k, v in tensors.items() if not (prefix + k).startswith(reinit)}
+        for tensors in (expected, given)
+    )
     misfit = describe_misfit(expected, given)
     if misfit:
         raise CheckpointError(

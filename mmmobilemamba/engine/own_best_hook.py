@@ -19,7 +19,8 @@ class OwnBestHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Correct what the checkpoint remembers, or let it remember none."""
         remembered = checkpoint.get('message_hub', {}).get('runtime_info', {})
-        folder = _folder(runner)
+        out_dirs = (hook.out_dir for hook in runner.hooks if isinstance(hook, CheckpointHook))
+        folder = checkpoint_folder(runner.work_dir, next(out_dirs, None))
         for key in [key for key in remembered if key.startswith('best_ckpt')]:
             if '://' in str(remembered[key]):
                 continue
@@ -30,10 +31,8 @@ class OwnBestHook(Hook):
                 del remembered[key]
 
 
-def _folder(runner: Runner) -> Path:
-    """Where the run writes its checkpoints."""
-    work_dir = Path(runner.work_dir)
-    for hook in runner.hooks:
-        if isinstance(hook, CheckpointHook) and hook.out_dir not in (None, runner.work_dir):
-            return Path(hook.out_dir, work_dir.absolute().name)
-    return work_dir
+def checkpoint_folder(work_dir: str, out_dir: str | None = None) -> Path:
+    """Where the checkpoint hook writes: the work directory, or the folder of its name in the hook's out_dir."""
+    if out_dir in (None, work_dir):
+        return Path(work_dir)
+    return Path(out_dir, Path(work_dir).absolute().name)

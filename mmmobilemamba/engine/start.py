@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 
 from ..checkpoint import CheckpointError, read_checkpoint
 from ..errors import UserError
+from .own_best_hook import checkpoint_folder
 
 
 def load_for_training(cfg: Config, load_from: str | None = None, reinit: Sequence[str] = ()) -> None:
@@ -119,17 +120,14 @@ def load_for_testing(cfg: Config, checkpoint: str) -> None:
 def latest_checkpoint(cfg: Config) -> str | None:
     """The newest whole checkpoint of a run, passing over files that were cut short.
 
-    The checkpoint hook writes to the work directory, or to one of its name in its ``out_dir``, and writes
-    the path of the last one to the work directory.
+    Whatever the folder of the checkpoints, the path of the last one is written to the work directory.
 
     Raises:
         UserError: If a checkpoint was written, but none is left.
     """
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     work_dir = Path(cfg.work_dir)
-    folders = [work_dir]
-    if hook.get('out_dir'):
-        folders.insert(0, Path(hook['out_dir'], work_dir.absolute().name))
+    folders = list(dict.fromkeys((checkpoint_folder(cfg.work_dir, hook.get('out_dir')), work_dir)))
     files = _checkpoints(folders, hook.get('filename_tmpl'))
     pointer = work_dir / 'last_checkpoint'
     if pointer.is_file():
