@@ -32,7 +32,7 @@ class OwnBestHook(Hook):
 
 
 def checkpoint_folder(work_dir: str, out_dir: str | None = None) -> Path:
-    """Where the checkpoint hook writes: the work directory, or the folder of its name in the hook's out_dir."""
+    """Where the checkpoint hook writes: the work directory, or one of its name in the hook's out_dir."""
     if out_dir in (None, work_dir):
         return Path(work_dir)
     return Path(out_dir, Path(work_dir).absolute().name)
