@@ -44,6 +44,7 @@ def called(module: CompiledModule, x: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize('arch', [SMALL, dict(SMALL, d_state=3, kernel_sizes=[3, 3, 5]), 't2', 'b1'])
+@pytest.mark.kernels
 def test_float32(arch):
     for module in folded(arch):
         assert called(module, torch.randn(1, channels(module), 4, 4))
@@ -61,6 +62,7 @@ def test_float32(arch):
 
 
 @pytest.mark.parametrize('arch', [SMALL, 'b1'])
+@pytest.mark.kernels
 def test_bfloat16_is_as_near_as_the_layers_are(arch):
     for exact, module in zip(folded(arch), folded(arch, torch.bfloat16), strict=True):
         exact.load_state_dict(module.state_dict())
@@ -73,6 +75,7 @@ def test_bfloat16_is_as_near_as_the_layers_are(arch):
             assert error <= 1.1 * allowed + 1e-3
 
 
+@pytest.mark.kernels
 def test_odd_channels_in_bfloat16():
     module = folded(dict(SMALL, widths=[32, 89, 113]), torch.bfloat16)[2]
     x = torch.randn(1, 89, 9, 9).bfloat16()
@@ -81,6 +84,7 @@ def test_odd_channels_in_bfloat16():
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.kernels
 def test_several_threads_give_the_same(dtype, set_num_threads):
     # Few pixels, which share out the columns of the products, and many, which are shared out.
     for module in folded('t2', dtype):
@@ -92,6 +96,7 @@ def test_several_threads_give_the_same(dtype, set_num_threads):
             assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+@pytest.mark.kernels
 def test_rows_that_are_not_finite_stay_apart():
     """Zeros that fill up vectors must not meet them."""
     module = folded()[0]
@@ -297,25 +302,11 @@ def test_what_does_not_fit_is_refused(kind):
 
 @pytest.mark.parametrize('capability', ['avx512', 'avx2', 'default'])
 def test_other_instruction_sets(capability):
-    """These tests, and those of the other operators, with the kernels for other processors."""
-    if os.environ.get('ATEN_CPU_CAPABILITY'):
-        pytest.skip('runs in a process of another such test')
-    operators = 'batch_norm', 'depthwise', 'selective_scan/test_native_backend'
-    files = [f'tests/ops/{name if "/" in name else "test_" + name}.py' for name in operators]
+    """The numbers of all operators, by the kernels for other processors."""
+    command = (sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider')
     run = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'pytest',
-            '-q',
-            '-x',
-            '-p',
-            'no:cacheprovider',
-            'tests/layers/test_compiled.py',
-            'tests/layers/test_stage.py',
-            'tests/layers/test_stem.py',
-            *files,
-        ],
+        # The layers of b1 are those of t2, only wider.
+        [*command, '-m', 'kernels', '-k', 'not b1', 'tests/layers', 'tests/ops'],
         cwd=REPOSITORY,
         env=dict(os.environ, ATEN_CPU_CAPABILITY=capability, OMP_NUM_THREADS='1'),
         capture_output=True,

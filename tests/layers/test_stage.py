@@ -35,6 +35,7 @@ def calls_of_blocks(stage: FoldedStage, x: torch.Tensor) -> int:
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('size', [(1, 1, 1), (2, 5, 7), (1, 16, 17)])
+@pytest.mark.kernels
 def test_one_by_one_is_the_same(dtype, size, built):
     batch, *size = size
     for stage, channels in zip(folded(dtype=dtype), CHANNELS, strict=True):
@@ -67,6 +68,7 @@ def test_block_that_raises_leaves_the_others_right(built):
 
 @pytest.mark.parametrize('size', [8, 32])  # computed in one strip, and in one for each thread
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.kernels
 def test_nothing_is_left_of_earlier_numbers(dtype, size):
     inputs = [torch.randn(1, channels, size, size).to(dtype) for channels in CHANNELS]
     stages = folded(dtype=dtype)

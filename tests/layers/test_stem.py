@@ -40,6 +40,7 @@ def check(stem: FoldedStem, x: torch.Tensor) -> None:
 # 128 to 256 channels have 16 to 32 in the first map: one vector, parts of a second, two.
 @pytest.mark.parametrize('channels', [128, 144, 200, 256, 320])
 @pytest.mark.parametrize('in_channels', [1, 3, 5])
+@pytest.mark.kernels
 def test_equals_its_layers(built, channels, in_channels):
     stem = folded(channels, in_channels)
     for batch, *size in SIZES:
@@ -64,6 +65,7 @@ def test_runs_by_the_operator_where_there_is_one(built):
     check(folded(64), x)
 
 
+@pytest.mark.kernels
 def test_several_threads_give_the_same(built, set_num_threads):
     stem = folded(200)
     for size in ((1, 70, 50), (3, 33, 20), (1, 9, 9)):
@@ -74,6 +76,7 @@ def test_several_threads_give_the_same(built, set_num_threads):
         assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+@pytest.mark.kernels
 def test_what_is_not_finite_stays_where_it_is_seen(built):
     """Zeros beyond the borders and between the maps of several images must not meet it."""
     stem, x = folded(), torch.randn(2, 3, 64, 64)

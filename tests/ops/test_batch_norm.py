@@ -49,6 +49,7 @@ def smooth(norm, x, relu, add):
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('relu, with_add', [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize('second', [False, True])
+@pytest.mark.kernels
 def test_equals_pytorch(size, channels, training, relu, with_add, second):
     norm = layer(channels, training)
     for seed in range(20):
@@ -66,6 +67,7 @@ def test_equals_pytorch(size, channels, training, relu, with_add, second):
             assert a.dtype == (torch.int64 if b.dtype == torch.int64 else torch.float32)
 
 
+@pytest.mark.kernels
 def test_mean_far_from_zero():
     """No variance may come out of a difference of large squares."""
     norm, x = layer(16, True, momentum=1.0), 1e4 + torch.randn(2, 16, 30, 30)
@@ -75,6 +77,7 @@ def test_mean_far_from_zero():
     torch.testing.assert_close(norm.running_var.double(), twin.running_var, rtol=1e-4, atol=0)
 
 
+@pytest.mark.kernels
 def test_bfloat16(built):
     """Maps of autocast, with weights in float32."""
     norm, x, add = layer(40, True), torch.randn(2, 40, 9, 8).bfloat16(), torch.randn(2, 40, 9, 8).bfloat16()
@@ -107,6 +110,7 @@ def test_frozen_in_part(built):
     assert not batch_norm(norm, x).requires_grad
 
 
+@pytest.mark.kernels
 def test_several_threads_give_nearly_the_same(built, set_num_threads):
     norm, x = layer(48, True), torch.randn(2, 48, 40, 40)
     results = []

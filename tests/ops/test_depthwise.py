@@ -23,6 +23,7 @@ def gradients(conv, x, weight, create_graph=False):
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('kernel_size', [3, 5, 7, 9])
 @pytest.mark.parametrize('channels', [1, 16, 37])
+@pytest.mark.kernels
 def test_equals_conv2d(size, kernel_size, channels):
     x, weight = torch.randn(3, channels, *size), torch.randn(channels, 1, kernel_size, kernel_size)
     expected = gradients(in_pytorch, x.double(), weight.double())
@@ -32,6 +33,7 @@ def test_equals_conv2d(size, kernel_size, channels):
             torch.testing.assert_close(got.double(), want, **tolerance)
 
 
+@pytest.mark.kernels
 def test_several_threads_give_the_same(built, set_num_threads):
     # Enough pixels and channels that each of them gets a part.
     x, weight = torch.randn(2, 40, 33, 50), torch.randn(40, 1, 5, 5)
@@ -43,6 +45,7 @@ def test_several_threads_give_the_same(built, set_num_threads):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.kernels
 def test_half_precision(dtype):
     x, weight = torch.randn(2, 20, 9, 6).to(dtype), torch.randn(20, 1, 5, 5).to(dtype)
     expected = gradients(in_pytorch, x.float(), weight.float())
@@ -81,6 +84,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.kernels
 def test_gradient_is_the_compiled_one(built):
     """That all the above compares two things, and not PyTorch with itself."""
     for kernel_size in (3, 5, 7, 9):

@@ -64,6 +64,7 @@ def test_operator_refuses_what_it_cannot_read(native, change, text):
 
 @pytest.mark.parametrize('channels', [7, 16, 40])
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'strided'])
+@pytest.mark.kernels
 def test_edges_of_tiles(native, channels, layout):
     """Lengths around the 8 positions that are transposed at once and the 32 of a tile."""
     for length in (7, 8, 9, 31, 32, 33, 40, 63, 65):
@@ -71,6 +72,7 @@ def test_edges_of_tiles(native, channels, layout):
         check_against_reference(case, 'native', 5e-6)
 
 
+@pytest.mark.kernels
 def test_several_threads_give_the_same(native, set_num_threads):
     case = Case(batch=2, channels=100, length=70, states=2, directions=2)
     tensors = case.tensors()
