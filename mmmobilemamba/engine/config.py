@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from matplotlib import pyplot
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
@@ -202,7 +203,8 @@ def show_predictions(
         wait_time: Seconds that each window stays.
 
     Raises:
-        UserError: If the config has no visualization hook, or ``show_dir`` cannot be written.
+        UserError: If the config has no visualization hook, no window can be opened, or ``show_dir`` cannot
+            be written.
     """
     if not show and show_dir is None:
         return
@@ -214,6 +216,11 @@ def show_predictions(
         )
     hook.draw = True
     if show:
+        if pyplot.get_backend().lower() == 'agg':
+            raise UserError(
+                "--show opens no window here: Matplotlib draws with 'agg', as it does without a display. "
+                'Write the drawn images with --show-dir DIR.'
+            )
         hook.update(show=True, wait_time=wait_time)
     if show_dir is not None:
         check_writable(show_dir, '--show-dir')

@@ -110,10 +110,14 @@ def _init_cpu_processes(cfg: Config, launcher: str) -> None:
         **(cfg.get('model_wrapper_cfg') or {}),
         'device_ids': None,
     }
-    replaced = _replace_sync_bn(cfg.model)
-    if replaced or cfg.get('sync_bn'):
+    changes = []
+    if replaced := _replace_sync_bn(cfg.model):
+        changes.append(f'{replaced} norm_cfg became BN')
+    if sync_bn := cfg.get('sync_bn'):
         cfg.sync_bn = None
-        print_log(f'SyncBN does not work on a CPU: {replaced} norm_cfg became BN', logger='current')
+        changes.append(f'sync_bn={sync_bn!r} is not applied')
+    if changes:
+        print_log(f'SyncBN does not work on a CPU: {", ".join(changes)}', logger='current')
 
 
 def _end_cpu_processes() -> None:

@@ -53,44 +53,46 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
         raise UserError(reasons[0] if reasons else f'--cfg-options {given}: {error}') from error
 
 
+def _follow(cfg: Config, name: str) -> tuple[int, Any]:
+    """How many words of a dotted name lead on in the config, and where the last of these leads."""
+    node: Any = cfg
+    words = name.split('.')
+    for i, word in enumerate(words):
+        if isinstance(node, list) and word.isdigit() and int(word) < len(node):
+            node = node[int(word)]
+        elif isinstance(node, dict | Config) and word in node:
+            node = node[word]
+        else:
+            return i, node
+    return len(words), node
+
+
 def _say_what_is_new(cfg: Config, name: str) -> None:
     """Log a setting below the top that the config does not have, as a misspelt one would not have."""
-    node: Any = cfg
-    parts = name.split('.')
-    for i, part in enumerate(parts):
-        if not isinstance(node, dict | Config):
-            return
-        if part not in node:
-            if i > 0:
-                similar = get_close_matches(part, map(str, node))
-                print_log(
-                    f'--cfg-options {name} adds {part!r} to {".".join(parts[:i])}, which had no such setting'
-                    + (f'; did you mean {" or ".join(map(repr, similar))}?' if similar else '.'),
-                    logger='current',
-                    level=logging.WARNING,
-                )
-            return
-        node = node[part]
+    words = name.split('.')
+    known, node = _follow(cfg, name)
+    if 0 < known < len(words) and isinstance(node, dict):
+        similar = get_close_matches(words[known], map(str, node))
+        print_log(
+            f'--cfg-options {name} adds {words[known]!r} to {".".join(words[:known])}, which had no such '
+            f'setting{"; did you mean " + " or ".join(map(repr, similar)) + "?" if similar else "."}',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def _misfit(cfg: Config, name: str) -> str | None:
     """Why nothing can be set in this place."""
-    node: Any = cfg
-    parts = name.split('.')
-    for i, part in enumerate(parts):
-        where = '.'.join(parts[:i])
-        if isinstance(node, list):
-            if not (part.isdigit() and int(part) < len(node)):
-                return f'{where} is a list, whose entries have the numbers 0 to {len(node) - 1}.'
-            node = node[int(part)]
-        elif not isinstance(node, dict | Config):
-            return f'{where} is {node!r}, with no settings in it. Give its new value as a whole.'
-        elif part not in node:
-            return None
-        else:
-            node = node[part]
-    if parts[-1].isdigit():
-        return f'entries of a list cannot be replaced one by one. Give {".".join(parts[:-1])} as a whole.'
+    words = name.split('.')
+    known, node = _follow(cfg, name)
+    where = '.'.join(words[:known])
+    if known == len(words):
+        if words[-1].isdigit():
+            return f'entries of a list cannot be replaced one by one. Give {".".join(words[:-1])} as a whole.'
+    elif isinstance(node, list):
+        return f'{where} is a list, whose entries have the numbers 0 to {len(node) - 1}.'
+    elif not isinstance(node, dict | Config):
+        return f'{where} is {node!r}, with no settings in it. Give its new value as a whole.'
     return None
 
 

@@ -1,7 +1,8 @@
 """A stage: the blocks of one resolution, behind the down-sampling to it."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..compat import is_compiling
 from .compiled import CompiledModule
 
 
@@ -28,6 +30,11 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
             module.num_batches_tracked.copy_(count)
 
 
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Those of the first and the second forward."""
+    return nullcontext(), _statistics_kept(block)
+
+
 class Stage(nn.Module):
     """Down-sampling (none in the first stage), then the blocks."""
 
@@ -41,12 +48,9 @@ class Stage(nn.Module):
         x = self.downsample(x)
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(
-                    block,
-                    x,
-                    use_reentrant=False,
-                    context_fn=lambda block=block: (nullcontext(), _statistics_kept(block)),
-                )
+                # torch.compile leaves out of the second forward what changes the state.
+                contexts = {} if is_compiling() else dict(context_fn=partial(_contexts, block))
+                x = checkpoint(block, x, use_reentrant=False, **contexts)
             else:
                 x = block(x)
         return x

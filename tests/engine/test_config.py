@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
@@ -55,12 +56,14 @@ class TestLoadConfig:
         options = {
             'model.test_cfg.score_th': 0.1,
             'model.test_cfg.nmss.type': 'x',
+            'train_dataloader.dataset.pipeline.1.with_boxes': False,
             'model.test_cfg.score_thr': 0,
         }
         engine.load_config(str(det_config), {**options, 'randomness.seed': 1})
-        assert len(said) == 2
+        assert len(said) == 3
         assert "adds 'score_th' to model.test_cfg" in said[0] and "did you mean 'score_thr'" in said[0]
         assert "adds 'nmss' to model.test_cfg" in said[1]
+        assert "adds 'with_boxes' to train_dataloader.dataset.pipeline.1" in said[2]
 
     def test_no_model(self, tmp_path):
         (tmp_path / 'x.py').write_text('x = 1')
@@ -173,8 +176,12 @@ class TestPredictions:
         assert hook.draw and hook.interval == 1
         assert cfg.visualizer.save_dir == str(tmp_path / 'shown')
 
-    def test_windows(self):
+    def test_windows(self, monkeypatch):
         cfg = simple_config()
+        with pytest.raises(UserError, match='no window here: .* --show-dir'), monkeypatch.context() as patch:
+            patch.setattr(pyplot, 'get_backend', lambda: 'agg')
+            engine.show_predictions(cfg, show=True)
+        monkeypatch.setattr(pyplot, 'get_backend', lambda: 'QtAgg')
         engine.show_predictions(cfg, show=True, wait_time=0.5)
         hook = cfg.default_hooks.visualization
         assert hook.show and hook.wait_time == 0.5

@@ -47,7 +47,8 @@ def test_other_launchers_need_gpus(monkeypatch):
 
 
 def test_cpu_processes_use_gloo_and_plain_batch_norm(monkeypatch):
-    started = []
+    started, said = [], []
+    monkeypatch.setattr(engine.launch, 'print_log', lambda text, **_: said.append(text))
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     monkeypatch.setattr(torch.distributed, 'init_process_group', started.append)
     monkeypatch.setattr('atexit.register', started.append)
@@ -76,6 +77,7 @@ def test_cpu_processes_use_gloo_and_plain_batch_norm(monkeypatch):
     )
     assert cfg.model.backbone.norm_cfg == dict(type='BN', requires_grad=True)
     assert [head.norm_cfg.type for head in cfg.model.heads] == ['BN'] * 3 and not cfg.sync_bn
+    assert said == ["SyncBN does not work on a CPU: 4 norm_cfg became BN, sync_bn='torch' is not applied"]
     assert os.environ['LOCAL_RANK'] == '0'
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import FOLDABLE, as_trained, folded_modules
+from tiny import FOLDABLE, TINY, as_trained, folded_modules
 
 from mmmobilemamba import MobileMamba
 from mmmobilemamba.layers.stage import FoldedStage
@@ -150,3 +150,20 @@ def test_block_of_someone_else(built):
     x = torch.randn(1, CHANNELS[0], 6, 6)
     assert calls_of_blocks(stage, x) == 2
     assert torch.equal(stage(x), by_blocks(stage, x))
+
+
+def test_checkpointing_in_torch_compile():
+    """Gradients and BN statistics, for compiled graphs take no notice of the contexts of checkpointing."""
+    torch.manual_seed(0)
+    stage = as_trained(MobileMamba(TINY, with_cp=True)).train().stages[1].double()
+    x = torch.randn(2, TINY['widths'][0], 8, 6, dtype=torch.float64)
+    results = []
+    with torch.enable_grad():
+        for compiled in (False, True):
+            model = copy.deepcopy(stage)
+            run = torch.compile(model, fullgraph=True, backend='aot_eager') if compiled else model
+            run(x).square().mean().backward()
+            results.append(({n: p.grad for n, p in model.named_parameters()}, model.state_dict()))
+    for expected, found in zip(*results, strict=True):
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name])
