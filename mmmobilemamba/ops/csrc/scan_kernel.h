@@ -188,13 +188,15 @@ struct Span {
 };
 
 // One of the kLanes or kSteps rows of a tile that comes next, on its way into the cache while another one is
-// computed: rows of channels, or of positions where those lie next to each other.
+// computed: rows of channels, or of positions where those lie next to each other. kLevel is what
+// __builtin_prefetch calls locality: 3 for the first-level cache, 2 for the second.
+template <int kLevel>
 static inline void fetch(const void* source, const View& view, long size, long start, long i) {
   const char* const place = (const char*)source
                             + size * (view.channel == 1 ? (start + i) * view.position
                                                         : i * view.channel + start * view.position);
-  __builtin_prefetch(place);
-  if (size == sizeof(float)) __builtin_prefetch(place + 64);
+  __builtin_prefetch(place, 0, kLevel);
+  if (size == sizeof(float)) __builtin_prefetch(place + 64, 0, kLevel);
 }
 
 // What direction k of one block of channels reads.
@@ -285,9 +287,9 @@ static void forward_block(const Scan& p, long image, long group, long channel, l
         for (long j = 0; j < span.steps; ++j) {
           const long t = span.at(j);
           if (n == 0 && more) {
-            fetch(u0, p.u, sizeof(T), next, t);
-            if (!in.rows) fetch(in.delta, p.delta, sizeof(T), next, t);
-            fetch(y0, p.u_like, sizeof(float), next, t);
+            fetch<2>(u0, p.u, sizeof(T), next, t);
+            if (!in.rows) fetch<2>(in.delta, p.delta, sizeof(T), next, t);
+            fetch<2>(y0, p.u_like, sizeof(float), next, t);
           }
           for (long v = 0; v < kVecs; ++v) {
             h[v] = exp_(delta[t][v] * A[v]) * h[v] + delta[t][v] * u[t][v] * B[t];
@@ -363,11 +365,11 @@ static void backward_block(const Scan& p, const ScanGradients& g, long image, lo
       const long next = span.tile_before() * kSteps;
       for (long t = 0; t < kSteps; ++t) {
         if (i > 0) {
-          fetch(u0, p.u, sizeof(T), next, t);
-          fetch(in.delta, p.delta, sizeof(T), next, t);
-          fetch(dy0, g.y, sizeof(float), next, t);
-          fetch(g.u + like, p.u_like, sizeof(float), next, t);
-          fetch(ddelta0, p.delta_like, sizeof(float), next, t);
+          fetch<3>(u0, p.u, sizeof(T), next, t);
+          fetch<3>(in.delta, p.delta, sizeof(T), next, t);
+          fetch<3>(dy0, g.y, sizeof(float), next, t);
+          fetch<3>(g.u + like, p.u_like, sizeof(float), next, t);
+          fetch<3>(ddelta0, p.delta_like, sizeof(float), next, t);
         }
         for (long v = 0; v < kVecs; ++v) {
           x.du[t][v] = in.D[v] * x.gy[t][v];
