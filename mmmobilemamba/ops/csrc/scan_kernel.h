@@ -287,6 +287,7 @@ static void forward_block(const Scan& p, long image, long group, long channel, l
         for (long j = 0; j < span.steps; ++j) {
           const long t = span.at(j);
           if (n == 0 && more) {
+            // In the first level it would displace what is computed here, or be displaced.
             fetch<2>(u0, p.u, sizeof(T), next, t);
             if (!in.rows) fetch<2>(in.delta, p.delta, sizeof(T), next, t);
             fetch<2>(y0, p.u_like, sizeof(float), next, t);
