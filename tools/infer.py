@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     )
     engine.add_config_arguments(parser)
     parser.add_argument('checkpoint', help='file or address of the weights')
-    parser.add_argument('images', nargs='+', help='image files, folders (all images below) or quoted patterns')
+    parser.add_argument('images', nargs='+', help='image files, folders (with all below) or quoted patterns')
     parser.add_argument(
         '--out-dir', default='predictions', help='folder for the results (default: %(default)s)'
     )

@@ -1,8 +1,7 @@
 """A stage: the blocks of one resolution, behind the down-sampling to it."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,11 +29,6 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
             module.num_batches_tracked.copy_(count)
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Those of the first and the second forward."""
-    return nullcontext(), _statistics_kept(block)
-
-
 class Stage(nn.Module):
     """Down-sampling (none in the first stage), then the blocks."""
 
@@ -49,8 +43,10 @@ class Stage(nn.Module):
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
                 # torch.compile leaves out of the second forward what changes the state.
-                contexts = {} if is_compiling() else dict(context_fn=partial(_contexts, block))
-                x = checkpoint(block, x, use_reentrant=False, **contexts)
+                options = {}
+                if not is_compiling():
+                    options['context_fn'] = lambda block=block: (nullcontext(), _statistics_kept(block))
+                x = checkpoint(block, x, use_reentrant=False, **options)
             else:
                 x = block(x)
         return x
