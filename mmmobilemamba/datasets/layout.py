@@ -79,21 +79,27 @@ def check_layout(root: Path, files: Iterable[str], folders: Iterable[str], layou
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """Sorted paths below ``folder``, relative to it, of files with one of the suffixes, in any case.
 
-    Links to folders are followed, as MMEngine follows them.
+    Links to folders are followed, as MMEngine follows them. Hidden files are passed over, and others with
+    a line in the log.
 
     Raises:
         UserError: If a link leads to a folder that it lies in, so that there is no end.
     """
-    found = []
+    found, others = [], []
     for parent, folders, names in os.walk(folder, followlinks=True):
         for link in filter(os.path.islink, (os.path.join(parent, name) for name in folders)):
             if Path(parent).resolve().is_relative_to(Path(link).resolve()):
                 raise UserError(f'{link} is a link to a folder that it lies in itself. Remove it.')
-        found += [
-            os.path.relpath(os.path.join(parent, name), folder)
-            for name in names
-            if name.lower().endswith(suffixes) and not name.startswith('.')
-        ]
+        for name in names:
+            if not name.startswith('.'):
+                fits = name.lower().endswith(suffixes)
+                (found if fits else others).append(os.path.relpath(os.path.join(parent, name), folder))
+    if found and others:
+        print_log(
+            f'{folder}: {len(others)} files that do not end in {", ".join(suffixes)} are passed over: '
+            f'{shorten(sorted(others), 3)}.',
+            logger='current',
+        )
     return sorted(found)
 
 

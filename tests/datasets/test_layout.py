@@ -109,6 +109,17 @@ class TestListFiles:
         assert list_files(root, ('.jpg',)) == sorted(read)
         assert len(list_files(root, ('.jpg',))) == 6
 
+    def test_other_files_are_passed_over_with_a_word(self, tmp_path, monkeypatch):
+        said = []
+        monkeypatch.setattr(layout, 'print_log', lambda text, logger: said.append(text))
+        for name in ('a.jpg', 'b.gif', 'x/c.txt', '.d'):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        assert list_files(tmp_path, ('.jpg', '.png')) == ['a.jpg']
+        assert said == [f'{tmp_path}: 2 files that do not end in .jpg, .png are passed over: b.gif, x/c.txt.']
+        assert list_files(tmp_path, ('.png',)) == []  # of which the caller speaks
+        assert len(said) == 1
+
     @pytest.mark.parametrize('target', ['.', '..', '../..'])
     def test_endless_links_are_refused(self, tmp_path, target):
         (tmp_path / 'root/x').mkdir(parents=True)
