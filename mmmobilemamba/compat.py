@@ -25,6 +25,13 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def autocasts_on_cpu() -> bool:
+    """Whether torch.autocast chooses the data types on a CPU; torch 2.1 to 2.3 have it elsewhere."""
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.is_autocast_enabled('cpu')
+    return torch.is_autocast_cpu_enabled()
+
+
 def find_mmseg_configs() -> None:
     """Let ``_base_ = 'mmseg::…'`` find an MMSegmentation that was installed under another name.
 

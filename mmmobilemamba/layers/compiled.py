@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..compat import autocasts_on_cpu
 from ..ops import native
 
 # Of depth-wise convolutions: a vector of AVX-512, and the windows that are compiled.
@@ -132,6 +133,9 @@ class CompiledModule(PacksWeights):
             if compiled is None:
                 compiled = self._compiled = self._compile_if_possible()
             dtype, run = compiled
+            if autocasts_on_cpu() and {x.dtype, dtype} <= {torch.float32, torch.bfloat16}:
+                # Of the type that the layers would give, but computed in that of the weights.
+                return run(x.to(dtype)).to(torch.get_autocast_dtype('cpu'))
             if x.dtype == dtype:
                 return run(x)
         return self._by_layers(x)

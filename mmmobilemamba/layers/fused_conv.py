@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compat import autocasts_on_cpu
 from ..ops import native
 from .compiled import PacksWeights
 
@@ -103,6 +104,7 @@ class FusedConv2d(PacksWeights, nn.Conv2d):
         return (
             x.device.type == 'cpu'
             and not torch.is_grad_enabled()
+            and not autocasts_on_cpu()
             and not native.needs_plain_operators(x)
             and dtype == self.weight.dtype
             and dtype in _onednn_dtypes()
