@@ -39,6 +39,7 @@ def _runs_natively(norm: nn.Module, x: Tensor) -> bool:
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.dim() == 4
         and x.shape[1] >= 16
+        and x.numel() > 0
         # Faster than norm.weight, and there is much to normalise.
         and (weight := norm._parameters['weight']) is not None
         and weight.dtype == torch.float32

@@ -67,6 +67,14 @@ def test_equals_pytorch(size, channels, training, relu, with_add, second):
             assert a.dtype == (torch.int64 if b.dtype == torch.int64 else torch.float32)
 
 
+@pytest.mark.parametrize('shape', [(0, 16, 4, 4), (2, 16, 0, 3)])
+def test_nothing_to_normalise_changes_nothing(shape):
+    norm = layer(16, True)
+    variance = norm.running_var.clone()
+    batch_norm(norm, torch.randn(shape)).sum().backward()
+    assert torch.equal(norm.running_var, variance) and not norm.weight.grad.any()
+
+
 @pytest.mark.kernels
 def test_mean_far_from_zero():
     """No variance may come out of a difference of large squares."""
