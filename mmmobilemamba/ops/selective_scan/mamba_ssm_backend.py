@@ -101,8 +101,10 @@ def _with_common_groups(B: Tensor, C: Tensor, shape: torch.Size) -> tuple[Tensor
 
 def _contiguous_rows(x: Tensor) -> Tensor:
     """x, or a copy unless positions are contiguous and rows begin where the kernel can read 16 bytes."""
-    aligned = all(s * x.element_size() % 16 == 0 for s in (*x.stride()[:-1], x.storage_offset()))
-    return x if x.stride(-1) == 1 and aligned else x.contiguous()
+    # A copy aligns the rows of what is contiguous no better than its beginning does.
+    begins = (x.storage_offset(), *(() if x.is_contiguous() else x.stride()[:-1]))
+    aligned = all(n * x.element_size() % 16 == 0 for n in begins)
+    return x if x.stride(-1) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def _flipped(x: Tensor) -> Tensor:

@@ -88,20 +88,20 @@ def _register_operators() -> None:
     )
 
 
-def _sizes(u: Tensor, A: Tensor, B: Tensor) -> tuple[int, int]:
+def _sizes(u: Tensor, B: Tensor) -> tuple[int, int]:
     """Tiles of 32 positions, and blocks of 32 channels that do not cross a group."""
     groups = B.shape[2]
     return (u.shape[2] + 31) // 32, groups * ((u.shape[1] // groups + 31) // 32)
 
 
 def _fake(u, delta, A, B, C, D, delta_bias, delta_softplus):
-    tiles, _ = _sizes(u, A, B)
+    tiles, _ = _sizes(u, B)
     states = A.new_empty(u.shape[0], A.shape[0], tiles, A.shape[2], u.shape[1])
     return torch.empty_like(u, dtype=torch.float32), states
 
 
 def _fake_backward(grad, states, u, delta, A, B, C, D, delta_bias, delta_softplus):
-    _, parts = _sizes(u, A, B)
+    _, parts = _sizes(u, B)
     images, K, N = u.shape[0], A.shape[0], A.shape[2]
     dB = A.new_empty(images, K, parts, N, u.shape[2])
     dD = A.new_empty(images, K, u.shape[1])

@@ -86,6 +86,8 @@ def arrange(x: Tensor, layout: str) -> Tensor:
     elif layout == 'sliced':
         room = x.new_full((x.shape[0], x.shape[1] + 2, *x.shape[2:]), float('nan'))
         view = room[:, 1:-1]
+    elif layout == 'offset':
+        view = x.new_empty(x.numel() + 1)[1:].view(x.shape)
     else:
         assert layout == 'batch_inside'
         room = torch.empty_like(x.movedim(0, -1).contiguous())

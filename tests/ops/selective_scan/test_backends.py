@@ -20,7 +20,7 @@ from mmmobilemamba.ops import bidirectional_selective_scan, selective_scan
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
 FORMS = ('static', 'shared', 1, 2, 3)
-LAYOUTS = ('contiguous', 'channels_last', 'strided', 'sliced', 'batch_inside')
+LAYOUTS = ('contiguous', 'channels_last', 'strided', 'sliced', 'offset', 'batch_inside')
 
 
 @pytest.fixture(params=['torch', 'native'])

@@ -78,7 +78,9 @@ def check(case: Case, tolerance: float = 5e-6) -> None:
             assert_near(grads[name], expected_grads[name], tolerance, f'gradient of {name}')
 
 
-@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'strided', 'sliced', 'batch_inside'])
+@pytest.mark.parametrize(
+    'layout', ['contiguous', 'channels_last', 'strided', 'sliced', 'offset', 'batch_inside']
+)
 @pytest.mark.parametrize('directions', [1, 2])
 @pytest.mark.parametrize('length', [1, 13, 128])
 def test_layouts(kernel, layout, directions, length):
