@@ -23,6 +23,7 @@ from mmmobilemamba.arch import ARCHS
 from mmmobilemamba.benchmark import plot, profiling, results
 from mmmobilemamba.benchmark.candidates import Candidate, Workload
 from mmmobilemamba.benchmark.measure import Settings, measure
+from mmmobilemamba.datasets.layout import duplicates, shorten
 from mmmobilemamba.engine import user_errors_reported
 from mmmobilemamba.engine.config import check_writable
 from mmmobilemamba.errors import UserError
@@ -207,6 +208,12 @@ def check_top1(top1: Iterable[tuple[str, int, int]], measured: Iterable[tuple[st
 def read(files: Iterable[Path]) -> tuple[list[results.Result], dict[str, Any]]:
     parts = [results.read_json(file) for file in files]
     found = [result for part, _ in parts for result in part]
+    if repeated := duplicates((r.model, r.height, r.width, r.batch, r.dtype) for r in found):
+        model, height, width, batch, dtype = repeated[0]
+        raise UserError(
+            f'--read: more than one result is of {model}, {height}x{width}, batch {batch}, {dtype}. Measure '
+            'models that are to be told apart under titles of their own (TITLE=MODEL).'
+        )
     first, *others = (environment for _, environment in parts)
     return found, {
         key: value if all(other.get(key) == value for other in others) else 'various'
@@ -248,6 +255,16 @@ def check_accuracies(cases: Iterable[Sequence[Workload]]) -> None:
 def make_cases(args: argparse.Namespace) -> list[list[Workload]]:
     """What is timed together: all models, at one size, batch size and data type."""
     candidates = list(dict.fromkeys(Candidate.parse(text, args.deploy) for text in args.models))
+    if repeated := duplicates(candidate.name for candidate in candidates):
+        raise UserError(
+            f'More than one model would be called {shorten(repeated)} in the tables. Give each a title, '
+            'TITLE=MODEL.'
+        )
+    if args.profile and (compiled := [c.name for c in candidates if c.compiled]):
+        raise UserError(
+            '--profile shows the operations of PyTorch, which torch.compile replaces. Leave out '
+            f'{shorten(compiled)}, or +compile.'
+        )
     return [
         [
             Workload(candidate, *parse_size(size, candidate), batch, DTYPES[dtype], args.channels_last)

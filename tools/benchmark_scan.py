@@ -2,20 +2,21 @@
 """Time the backends of the selective scan against each other and against what the machine allows."""
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
 
 import torch
 from torch import Tensor
 
+from mmmobilemamba import markdown
+from mmmobilemamba.benchmark.timing import Timing, stopwatch
 from mmmobilemamba.engine import user_errors_reported
 from mmmobilemamba.errors import UserError
+from mmmobilemamba.evaluation.load import check_device, device_name
 from mmmobilemamba.ops import (
     available_backends,
     bidirectional_selective_scan,
-    check_backend,
+    choose_backend,
     selective_scan,
 )
 
@@ -89,78 +90,68 @@ def make_inputs(
     ]
 
 
-def wait(device: str) -> None:
-    if torch.device(device).type == 'cuda':
-        torch.cuda.synchronize()
-
-
-def seconds(run: Callable[[], object], device: str) -> float:
-    wait(device)
-    start = time.perf_counter()
-    run()
-    wait(device)
-    return time.perf_counter() - start
-
-
-def time_backend(backend: str, inputs: list[Tensor], directions: int, device: str) -> dict[str, float]:
+def time_backend(
+    backend: str, inputs: list[Tensor], directions: int, device: torch.device
+) -> dict[str, float]:
     scan = bidirectional_selective_scan if directions == 2 else selective_scan
-    plain = seconds(lambda: scan(*inputs, delta_softplus=True, backend=backend), device)
+    seconds = stopwatch(device)
+    plain = seconds(lambda: scan(*inputs, delta_softplus=True, backend=backend))
     leaves = [x.detach().requires_grad_() for x in inputs]
     result = []
     # The forward pass that remembers what the backward pass needs is timed on its own.
-    recording = seconds(lambda: result.append(scan(*leaves, delta_softplus=True, backend=backend)), device)
-    backward = seconds(lambda: torch.autograd.grad(result[0], leaves, inputs[0]), device)
+    recording = seconds(lambda: result.append(scan(*leaves, delta_softplus=True, backend=backend)))
+    backward = seconds(lambda: torch.autograd.grad(result[0], leaves, inputs[0]))
     return dict(forward=plain, backward=backward, both=recording + backward)
 
 
-def time_floor(inputs: list[Tensor], device: str) -> dict[str, float]:
+def time_floor(inputs: list[Tensor], device: torch.device) -> dict[str, float]:
+    seconds = stopwatch(device)
     u, delta, A, B, C = inputs[:5]
     pairs = [(x, torch.empty_like(x)) for x in (u, delta, B, C)]
     for x, target in pairs:
         target.copy_(x)
-    copying = seconds(lambda: [target.copy_(x) for x, target in pairs], device)
+    copying = seconds(lambda: [target.copy_(x) for x, target in pairs])
     # A copy reads and writes every input; the scan reads them and writes one output like u.
     copied = 2 * sum(x.nbytes for x, _ in pairs)
     moved = sum(x.nbytes for x, _ in pairs) + u.nbytes
     steps = torch.randn(delta.shape, device=device)
     # Zeros touch the memory first, so that what is timed is the arithmetic.
     out = torch.zeros_like(steps)
-    exponentials = seconds(lambda: torch.exp(steps, out=out), device) * (1 + A.shape[1])
+    exponentials = seconds(lambda: torch.exp(steps, out=out)) * (1 + A.shape[1])
     return dict(forward=copying * moved / copied + exponentials)
 
 
 def measure(
-    args: argparse.Namespace, inputs: list[Tensor], directions: int
-) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every run, by backend (and 'floor') and by kind; the first round warms up."""
-    times = {}
+    args: argparse.Namespace, backends: list[str], inputs: list[Tensor], directions: int
+) -> dict[str, dict[str, Timing]]:
+    """Times of the floor and of every backend by kind; the first round warms up."""
+    device = inputs[0].device
+    times: dict[str, dict[str, list[float]]] = {}
     for i in range(args.repeats + 1):
-        for name in ('floor', *args.backends):
+        for name in ('floor', *backends):
             if name == 'reference' and i > args.reference_repeats:
                 continue
             # The first of two runs brings back into the caches what the run of another has displaced.
             for _ in range(2):
                 if name == 'floor':
-                    run = time_floor(inputs, args.device)
+                    run = time_floor(inputs, device)
                 else:
-                    run = time_backend(name, inputs, directions, args.device)
+                    run = time_backend(name, inputs, directions, device)
             if i > 0:
                 for kind, value in run.items():
                     times.setdefault(name, {}).setdefault(kind, []).append(value)
-    return times
+    return {name: {kind: Timing.of(v) for kind, v in kinds.items()} for name, kinds in times.items()}
 
 
-def table(times: dict[str, dict[str, list[float]]]) -> str:
+def table(times: dict[str, dict[str, Timing]]) -> str:
     """The medians in milliseconds and their ratios as Markdown."""
-    medians = {
-        name: {kind: statistics.median(v) for kind, v in kinds.items()} for name, kinds in times.items()
-    }
+    medians = {name: {kind: t.median for kind, t in kinds.items()} for name, kinds in times.items()}
     against = [name for name in ('reference', 'torch') if name in medians]
     kinds = ('forward', 'backward', 'both')
     heads = ['backend', *(f'{k} [ms]' for k in ('forward', 'backward', 'forward + backward'))]
     heads += ['backward / forward', 'forward / floor']
     heads += [f'{kind}: times as fast as {name}' for name in against for kind in ('forward', 'both')]
-    lines = ['| ' + ' | '.join(heads) + ' |', '|' + ' --- |' * len(heads)]
+    rows = []
     for name, median in medians.items():
         cells = [name, *(milliseconds(times[name].get(kind)) for kind in kinds)]
         cells.append(f'{median["backward"] / median["forward"]:.2f}' if 'backward' in median else '')
@@ -169,15 +160,23 @@ def table(times: dict[str, dict[str, list[float]]]) -> str:
             for kind in ('forward', 'both'):
                 ratio = medians[other][kind] / median[kind] if kind in median else None
                 cells.append('' if ratio is None else f'{ratio:.1f}')
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+        rows.append(cells)
+    return markdown.table(heads, rows)
 
 
-def milliseconds(values: list[float] | None) -> str:
-    if not values:
-        return ''
-    quartiles = statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else [0, 0, 0]
-    return f'{1e3 * statistics.median(values):.2f} +- {500 * (quartiles[2] - quartiles[0]):.2f}'
+def milliseconds(time: Timing | None) -> str:
+    return '' if time is None else f'{1e3 * time.median:.2f} +- {500 * (time.upper - time.lower):.2f}'
+
+
+def backends_for(args: argparse.Namespace, device: torch.device, states: int) -> list[str]:
+    """Those that were asked for, else those that can run it."""
+    if args.backends:
+        return [choose_backend(name, device.type, torch.float32, states) for name in args.backends]
+    fitting = []
+    for name in available_backends():
+        with suppress(UserError):
+            fitting.append(choose_backend(name, device.type, torch.float32, states))
+    return fitting
 
 
 def main() -> None:
@@ -185,14 +184,9 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     with user_errors_reported():
-        if torch.device(args.device).type == 'cuda' and not torch.cuda.is_available():
-            raise UserError(f'--device {args.device}: torch finds no CUDA device. Choose --device cpu.')
-        args.backends = args.backends or [
-            name for name in available_backends() if name != 'native' or args.device == 'cpu'
-        ]
-        for name in args.backends:
-            check_backend(name)
-        print(f'torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads')
+        device = check_device(args.device)
+        backends = {states: backends_for(args, device, states) for states in args.states}
+        print(f'torch {torch.__version__}, {device_name(device)}')
         for batch, channels, states, length, directions, layout, dtype in product(
             args.batch,
             args.channels,
@@ -203,13 +197,13 @@ def main() -> None:
             args.dtype,
         ):
             torch.manual_seed(0)
-            like = dict(dtype=DTYPES[dtype], device=args.device)
+            like = dict(dtype=DTYPES[dtype], device=device)
             inputs = make_inputs(batch, channels, states, length, directions, layout, like)
             print(
                 f'\nB={batch}, D={channels}, N={states}, L={length}, directions: {directions}, '
                 f'channels {layout}, {dtype}\n'
             )
-            print(table(measure(args, inputs, directions)), flush=True)
+            print(table(measure(args, backends[states], inputs, directions)), flush=True)
 
 
 if __name__ == '__main__':

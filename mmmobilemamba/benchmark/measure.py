@@ -72,7 +72,8 @@ def measure(
                 _training_step(workload, models, settings)()
     memory: dict[Workload, float | None] = {}
     if settings.memory:
-        for workload in progress(workloads, 'peak memory'):
+        # That of compiled ones would be that of the compiler.
+        for workload in progress([w for w in workloads if not w.candidate.compiled], 'peak memory'):
             with _failures_reported(workload):
                 make = partial(workload.make, settings.device)
                 memory[workload] = peak_memory(make, settings.device, str(workload))

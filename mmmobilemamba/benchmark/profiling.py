@@ -11,6 +11,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from .. import markdown
 from ..layers import ss2d
 
 SCAN, BETWEEN = 'selective scan', 'between operations (Python)'
@@ -134,13 +135,15 @@ def _scans_recorded() -> Iterator[None]:
 
 def to_markdown(name: str, found: Profile, rows: int = 12) -> str:
     """Two tables: time by kind, and the operations that take most."""
-    lines = [
-        f'{name}: {1e3 * found.total:.1f} ms under the profiler, selective scan {found.scan_share:.1%}',
-        '',
+    kinds = [[kind, f'{1e3 * t:.2f}', f'{t / found.total:.1%}'] for kind, t in found.groups.items()]
+    operations = [
+        [operation, f'{calls:.0f}', f'{1e3 * t:.2f}', f'{t / found.total:.1%}']
+        for operation, (t, calls) in list(found.operations.items())[:rows]
     ]
-    lines += ['| kind | ms | share |', '| --- | ---: | ---: |']
-    lines += [f'| {kind} | {1e3 * t:.2f} | {t / found.total:.1%} |' for kind, t in found.groups.items()]
-    lines += ['', '| operation | calls | ms | share |', '| --- | ---: | ---: | ---: |']
-    for operation, (t, calls) in list(found.operations.items())[:rows]:
-        lines.append(f'| {operation} | {calls:.0f} | {1e3 * t:.2f} | {t / found.total:.1%} |')
-    return '\n'.join(lines)
+    return '\n\n'.join(
+        (
+            f'{name}: {1e3 * found.total:.1f} ms under the profiler, selective scan {found.scan_share:.1%}',
+            markdown.table(['kind', 'ms', 'share'], kinds),
+            markdown.table(['operation', 'calls', 'ms', 'share'], operations),
+        )
+    )

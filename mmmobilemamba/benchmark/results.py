@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import markdown
 from ..errors import UserError
 
 
@@ -126,10 +127,7 @@ def to_markdown(results: Sequence[Result]) -> str:
     """A table with one row per result; FLOPs are per image, the rest per batch."""
     columns = [c for c in COLUMNS if any(c.value(r) is not None for r in results)]
     rows = [[_cell(column, result) for column in columns] for result in results]
-    left = 4
-    rule = ['---'] * left + ['---:'] * (len(columns) - left)
-    lines = [[c.head for c in columns], rule, *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return markdown.table([c.head for c in columns], rows, left=4)
 
 
 def _cell(column: Column, result: Result) -> str:
@@ -200,15 +198,12 @@ def linearity(results: Sequence[Result]) -> str | None:
     series: dict[tuple, list[Result]] = {}
     for r in results:
         series.setdefault((r.model, r.batch, r.dtype), []).append(r)
-    lines = []
-    for (model, batch, dtype), group in series.items():
-        if len({r.pixels for r in group}) >= 3:
-            ratios = (_largest_ratio(group, name) for name in ('time', 'peak_memory'))
-            lines.append(f'| {model} | {batch} | {dtype} | {" | ".join(ratios)} |')
-    if not lines:
-        return None
-    heads = '| model | batch | dtype | time | peak memory |\n| --- | --- | --- | ---: | ---: |'
-    return '\n'.join((heads, *lines))
+    rows = [
+        [model, str(batch), dtype, *(_largest_ratio(group, name) for name in ('time', 'peak_memory'))]
+        for (model, batch, dtype), group in series.items()
+        if len({r.pixels for r in group}) >= 3
+    ]
+    return markdown.table(['model', 'batch', 'dtype', 'time', 'peak memory'], rows, left=3) if rows else None
 
 
 def _largest_ratio(group: Sequence[Result], name: str) -> str:

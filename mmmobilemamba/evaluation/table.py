@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import markdown
 from .resolution import MAIN_METRICS, MODES, SizeResult
 
 # name in CSV, heading in Markdown, digits after the point
@@ -36,8 +37,7 @@ def to_markdown(results: Sequence[SizeResult]) -> str:
         ]
         for result in results
     ]
-    lines = [heads, ['---', '---', '---', *['---:'] * (len(heads) - 3)], *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return markdown.table(heads, rows, left=3)
 
 
 def to_csv(results: Sequence[SizeResult]) -> str:

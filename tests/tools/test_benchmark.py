@@ -55,11 +55,14 @@ def test_published_accuracies_training_and_profile(run):
     assert result['train_time'] > result['time']
     assert '| selective scan | 5 |' in printed and '73.6' in printed
     assert Path('accuracy.png').exists()
-    again = run('--read', 'one.json', 'one.json', '--top1', 't2@192=71.5', '--out', 'two.json').out
+    Path('twin.json').write_text(Path('one.json').read_text().replace('"t2"', '"twin"'))
+    again = run('--read', 'one.json', 'twin.json', '--top1', 't2@192=71.5', '--out', 'two.json').out
     assert 'one.json' not in again
     both = json.loads(Path('two.json').read_text())
-    assert [r['published_top1'] for r in both['results']] == [71.5, 71.5]
+    assert [r['published_top1'] for r in both['results']] == [71.5, 73.6]
     assert both['results'][0]['time'] == result['time']
+    with pytest.raises(SystemExit, match='more than one result is of t2, 192x192, batch 1, float32'):
+        run('--read', 'one.json', 'one.json')
 
 
 def test_a_detector(run, det_config):
@@ -93,6 +96,8 @@ def test_memory(run):
         (['b1', '--top1', 'b1@224=80'], 'no b1@224x224, but b1@512x512'),
         (['b1', '--sizes', '100', '--plot', 'accuracy', '--out', 'x.png'], 'needs accuracies'),
         (['--read', 'none.json'], 'none.json is no JSON file'),
+        (['x=b1', 'x=t2'], 'More than one model would be called x'),
+        (['b1+compile', '--profile'], 'Leave out b1+compile'),
     ],
 )
 def test_errors(run, arguments, message):

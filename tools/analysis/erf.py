@@ -22,7 +22,9 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
+from mmmobilemamba import markdown
 from mmmobilemamba.arch import ARCHS
+from mmmobilemamba.datasets.layout import duplicates
 from mmmobilemamba.engine import user_errors_reported
 from mmmobilemamba.engine.config import check_picture
 from mmmobilemamba.errors import UserError
@@ -74,9 +76,11 @@ def main() -> None:
         images, source = make_images(args)
         images = [image.to(device) for image in images]
         backbones = {}
+        repeated = duplicates(map(short_name, dict.fromkeys(args.models)))
         for spec in args.models:
             torch.manual_seed(args.seed)
-            backbones[short_name(spec)] = build_backbone(spec)
+            name = short_name(spec)
+            backbones[spec if name in repeated else name] = build_backbone(spec)
         fields = {
             name: effective_receptive_field(backbone.to(device), track(images, name), args.out_index)
             for name, backbone in backbones.items()
@@ -99,12 +103,9 @@ def make_images(args: argparse.Namespace) -> tuple[list[torch.Tensor], str]:
 
 
 def report(fields: dict[str, torch.Tensor]) -> None:
-    masses = [f'{mass:.0%}' for mass in MASSES]
-    print(f'| area (%) that holds this much of the gradient | {" | ".join(masses)} |')
-    print(f'| --- |{" ---: |" * len(masses)}')
-    for name, field in fields.items():
-        shares = ' | '.join(f'{100 * share:.1f}' for share in area_shares(field))
-        print(f'| {name} | {shares} |')
+    heads = ['area (%) that holds this much of the gradient', *(f'{mass:.0%}' for mass in MASSES)]
+    rows = ([name, *(f'{100 * share:.1f}' for share in area_shares(field))] for name, field in fields.items())
+    print(markdown.table(heads, rows))
 
 
 if __name__ == '__main__':
