@@ -94,6 +94,12 @@ BACKBONE = [
     backbone('frozen stage as a fraction', dict(frozen_stages=1.0), 'frozen_stages=1.0', '-1 (none)'),
     backbone('layer norm', dict(norm_cfg=dict(type='LN')), "norm_cfg={'type': 'LN'}", "dict(type='BN') or"),
     backbone('unknown norm', dict(norm_cfg=dict(type='BM')), "norm_cfg={'type': 'BM'}", "dict(type='BN') or"),
+    backbone('norm without weights', dict(norm_cfg=dict(type='BN', affine=False)), 'leave out affine'),
+    backbone(
+        'norm without statistics',
+        dict(norm_cfg=dict(type='BN', track_running_stats=False)),
+        'leave out track_running_stats',
+    ),
     backbone('norm by name', dict(norm_cfg='SyncBN'), "norm_cfg='SyncBN'", "dict(type='BN') or"),
     backbone('frozen stage as text', dict(frozen_stages='1'), "frozen_stages='1'", '-1 (none), 0 (stem)'),
     backbone(

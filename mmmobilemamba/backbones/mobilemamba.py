@@ -133,6 +133,12 @@ class MobileMamba(BaseModule):
                 f'norm_cfg={norm_cfg!r} is not allowed: the config of a batch normalisation, '
                 "dict(type='BN') or dict(type='SyncBN')"
             )
+        for name in ('affine', 'track_running_stats'):
+            if not norm_cfg.get(name, True):
+                raise ValueError(
+                    f'norm_cfg={norm_cfg!r} is not allowed: initialisation and folding need the weights and '
+                    f'statistics of the normalisations, leave out {name}'
+                )
 
     def _make_block(
         self, stage: int, drop_path_rate: float, scan_backend: str, norm_cfg: NormCfg

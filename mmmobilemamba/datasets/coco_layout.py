@@ -217,7 +217,10 @@ def _mask_problem(mask: Any, size: list[float]) -> str | None:
 
 
 def _decompressed(counts: Any) -> list[int]:
-    """The run lengths in COCO's compressed text; pycocotools reads one that is wrong beyond its end."""
+    """The run lengths in COCO's compressed text; none if it ends amid a number.
+
+    pycocotools reads a text that is wrong beyond its end.
+    """
     runs: list[int] = []
     number = shift = 0
     for char in str(counts).encode():
@@ -228,7 +231,7 @@ def _decompressed(counts: Any) -> list[int]:
             number -= (code & 16) << shift - 4
             runs.append(number + (runs[-2] if len(runs) > 2 else 0))
             number = shift = 0
-    return runs
+    return [] if shift else runs
 
 
 def _is_polygon(points: Any) -> bool:

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from ..errors import UserError
-from .ade_layout import AdeSplit, read_ade_split, read_classes
+from .ade_layout import MAP_SUFFIX, AdeSplit, read_ade_split, read_classes
 from .coco_layout import CocoSplit, read_coco_split
 from .layout import shorten
 
@@ -192,6 +192,7 @@ def _retarget_ade(cfg: Config, root: Path) -> int:
         dataset.type = 'BaseSegDataset'
         dataset.reduce_zero_label = True
         dataset.img_suffix = splits[split].image_suffix
+        dataset.seg_map_suffix = MAP_SUFFIX
         dataset.data_root = str(root)
         dataset.ann_file = ''
         dataset.data_prefix = dict(img_path=splits[split].image_folder, seg_map_path=splits[split].map_folder)

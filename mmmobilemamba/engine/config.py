@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot
+from matplotlib.backend_bases import FigureCanvasBase
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
@@ -106,9 +107,6 @@ def check_picture(path: str | Path, option: str) -> None:
     Raises:
         UserError: If not; it names the option that gave the file.
     """
-    # Slow to import.
-    from matplotlib.backend_bases import FigureCanvasBase
-
     path = Path(path)
     formats = FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
@@ -120,14 +118,16 @@ def enable_amp(cfg: Config) -> None:
     """Train with automatic mixed precision: on a CPU by default of bfloat16, elsewhere as mmengine has it.
 
     Raises:
-        UserError: If the device or the data type is not made for it, or the config has an optimizer
-            wrapper of its own.
+        UserError: If the device or the data type is not made for it, or the config has no optimizer wrapper
+            or one of its own.
     """
     device = get_device()
     if device == 'mps':
         raise UserError('--amp needs a CPU, a CUDA GPU, an NPU, an MLU or a MUSA GPU. Train without --amp.')
     amp = 'CPUAmpOptimWrapper' if device == 'cpu' else 'AmpOptimWrapper'
-    options = cfg.optim_wrapper
+    options = cfg.get('optim_wrapper')
+    if not options:
+        raise UserError('--amp needs an optim_wrapper in the config; inherit or write one.')
     wrapper = type_name(options) or 'OptimWrapper'
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', 'CPUAmpOptimWrapper'):
         raise UserError(f'--amp turns an OptimWrapper into an {amp}, but the config has a {wrapper}.')
@@ -156,7 +156,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     Raises:
         UserError: If the config does not say which batch size its learning rate is for.
     """
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise UserError(
             '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=…) in the config: the batch '
             'size of all GPUs together for which its learning rate was chosen.'
@@ -179,7 +179,7 @@ def skip_validation(cfg: Config) -> None:
     """Train without evaluating checkpoints."""
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     # "Best" is measured by validation.
-    cfg.default_hooks.get('checkpoint', {}).pop('save_best', None)
+    ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).pop('save_best', None)
 
 
 def skip_training(cfg: Config) -> None:
@@ -238,11 +238,13 @@ def dump_predictions(cfg: Config, out: str | None) -> None:
     """Write the predictions: a pickle file for detection, a folder of label maps for segmentation.
 
     Raises:
-        UserError: If ``out`` is of the wrong kind, or cannot be written.
+        UserError: If ``out`` is of the wrong kind, or cannot be written, or the config evaluates nothing.
     """
     if out is None:
         return
-    evaluators = cfg.test_evaluator
+    evaluators = cfg.get('test_evaluator')
+    if not evaluators:
+        raise UserError('--out needs a test_evaluator in the config; inherit or write one.')
     evaluators = list(evaluators) if isinstance(evaluators, list) else [evaluators]
     if cfg.get('default_scope') == 'mmseg':
         check_writable(out, '--out')

@@ -217,6 +217,8 @@ def set_mode(
     if crop is None:
         raise UserError('The config has no crop_size; give the window of --mode slide with --crop.')
     stride = stride or tuple(max(1, side * 2 // 3) for side in crop)
+    if min(*crop, *stride) < 1:
+        raise UserError(f'--crop {tuple(crop)} and --stride {tuple(stride)}: allowed are pixels from 1 up.')
     if any(step > side for step, side in zip(stride, crop, strict=True)):
         raise UserError(f'--stride {stride} leaves gaps between windows of {tuple(crop)} pixels.')
     cfg.model.test_cfg = dict(mode='slide', crop_size=tuple(crop), stride=tuple(stride))

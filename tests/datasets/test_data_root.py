@@ -1,8 +1,10 @@
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask
 import pytest
 from mmdet.datasets import CocoDataset, VOCDataset
 from mmengine.config import Config
@@ -225,6 +227,26 @@ class TestDetection:
         with pytest.raises(UserError, match=f'1 of 8 .* no mask .id 3: {words}.* Allowed are'):
             retarget(cfg, coco_root)
 
+    def test_compressed_masks_must_be_whole(self, coco_root):
+        cfg = det_config()
+        cfg.train_dataloader.dataset.pipeline[1].with_mask = True
+
+        def change(content, end=''):
+            image = next(i for i in content['images'] if i['id'] == content['annotations'][2]['image_id'])
+            mask = np.zeros((image['height'], image['width']), np.uint8, order='F')
+            mask[5:40, 7:30] = 1
+            encoded = pycocotools.mask.encode(mask)
+            content['annotations'][2]['segmentation'] = dict(
+                size=list(mask.shape), counts=encoded['counts'].decode() + end
+            )
+
+        edit_json(coco_root, change)
+        retarget(cfg, coco_root)
+        # One more character that announces another.
+        edit_json(coco_root, partial(change, end='P'))
+        with pytest.raises(UserError, match='id 3: counts that do not fill the image'):
+            retarget(cfg, coco_root)
+
     @pytest.mark.parametrize('polygon', [[], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]])
     def test_polygons_without_area(self, coco_root, monkeypatch, polygon):
         said = []
@@ -331,7 +353,9 @@ class TestSegmentation:
     def test_data_sets_give_the_new_images_and_labels(self, ade_root, suffix):
         for path in ade_root.glob('images/*/*.jpg'):
             path.rename(path.with_suffix(suffix))
-        cfg = retarget(seg_config(), ade_root)
+        cfg = seg_config()
+        cfg.train_dataloader.dataset.seg_map_suffix = '_mask.png'
+        cfg = retarget(cfg, ade_root)
         init_default_scope('mmseg')
         for loader, count in (('train_dataloader', 4), ('val_dataloader', 2)):
             dataset = DATASETS.build(cfg[loader].dataset)

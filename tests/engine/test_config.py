@@ -152,6 +152,22 @@ class TestTrainingOptions:
         engine.skip_training(cfg)
         assert cfg.train_dataloader is cfg.train_cfg is cfg.optim_wrapper is None
 
+    @pytest.mark.parametrize('hooks', [None, dict(checkpoint=None)])
+    def test_skipping_validation_where_nothing_is_saved(self, hooks):
+        cfg = simple_config()
+        cfg.default_hooks = hooks
+        engine.skip_validation(cfg)
+        assert cfg.val_dataloader is None
+
+    def test_options_of_what_is_not_there(self):
+        cfg = Config(dict(model=dict(type='Model'), auto_scale_lr=None))
+        with pytest.raises(UserError, match='base_batch_size'):
+            engine.enable_auto_scale_lr(cfg)
+        with pytest.raises(UserError, match='--amp needs an optim_wrapper'):
+            engine.enable_amp(cfg)
+        with pytest.raises(UserError, match='--out needs a test_evaluator'):
+            engine.dump_predictions(cfg, 'out.pkl')
+
 
 class TestPredictions:
     def test_nothing_asked_changes_nothing(self):

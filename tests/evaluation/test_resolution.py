@@ -12,6 +12,7 @@ from mmmobilemamba.evaluation.resolution import (
     SizeResult,
     TestSize,
     result_key,
+    set_mode,
     set_test_scale,
     test_scale,
 )
@@ -57,6 +58,13 @@ def test_sizes_are_height_by_width_and_those_of_pipelines_the_other_way_round(de
     set_test_scale(cfg, TestSize.parse('800x1333').fit(test_scale(cfg)))
     assert cfg.test_dataloader.dataset.pipeline[1].scale == (1333, 800)
     assert test_scale(cfg) == (800, 1333)
+
+
+@pytest.mark.parametrize(('crop', 'stride'), [((64, 64), (0, 32)), ((-5, 64), None), ((64, 64), (32, -1))])
+def test_windows_of_no_size_are_refused(crop, stride):
+    cfg = Config(dict(default_scope='mmseg', model={}))
+    with pytest.raises(UserError, match='allowed are pixels from 1 up'):
+        set_mode(cfg, 'slide', crop, stride)
 
 
 def test_table_gives_coco_in_per_cent_and_miou_as_it_is():
