@@ -10,8 +10,12 @@ included. CPU (Linux): by how much the resident memory of a fresh process grows 
 to the peak of its second prediction, libraries left out.
 """
 
+import argparse
 import copy
+from collections.abc import Sequence
 from pathlib import Path
+
+from mmengine.config import Config
 
 from mmmobilemamba import engine
 from mmmobilemamba.benchmark.accuracy_and_cost import evaluate_at
@@ -22,6 +26,7 @@ from mmmobilemamba.evaluation.load import check_device, device_name
 from mmmobilemamba.evaluation.resolution import (
     MODES,
     ResultFile,
+    SizeResult,
     TestSize,
     result_key,
     scale_name,
@@ -30,7 +35,7 @@ from mmmobilemamba.evaluation.resolution import (
 )
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = engine.common_parser(__doc__)
     parser.add_argument('checkpoint', help='file or address of the weights')
     parser.add_argument(
@@ -64,7 +69,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def prepare(args):
+def prepare(args: argparse.Namespace) -> Config:
     cfg = engine.load_config(args.config, args.cfg_options, args.arch)
     if args.launcher != 'none':
         raise UserError('The cost is measured on one device: run without --launcher.')
@@ -77,7 +82,7 @@ def prepare(args):
     return with_data(cfg, args.data_root)
 
 
-def main():
+def main() -> None:
     args = parse_args()
     with engine.user_errors_reported():
         cfg = prepare(args)
@@ -88,7 +93,12 @@ def main():
         evaluate(args, cfg, [(s, m) for s in dict.fromkeys(sizes) for m in dict.fromkeys(args.mode)], windows)
 
 
-def evaluate(args, cfg, points, windows):
+def evaluate(
+    args: argparse.Namespace,
+    cfg: Config,
+    points: Sequence[tuple[tuple[int, int], str]],
+    windows: dict[str, Sequence[int] | None],
+) -> None:
     work_dir = Path(cfg.work_dir)
     file = ResultFile(work_dir / 'resolution.json')
     # The work directory changes no result.
@@ -109,7 +119,7 @@ def evaluate(args, cfg, points, windows):
     print(f'\n{table.to_markdown(results)}\n\nresolution.json, .csv, .md and .png are in {work_dir}/')
 
 
-def write(work_dir, title, results):
+def write(work_dir: Path, title: str, results: Sequence[SizeResult]) -> None:
     (work_dir / 'resolution.md').write_text(table.to_markdown(results) + '\n', encoding='utf-8')
     (work_dir / 'resolution.csv').write_text(table.to_csv(results), encoding='utf-8')
     table.plot(results, work_dir / 'resolution.png', title)

@@ -16,7 +16,7 @@ from mmmobilemamba import engine
 from mmmobilemamba.datasets import retarget
 from mmmobilemamba.engine.config import check_writable
 from mmmobilemamba.errors import UserError
-from mmmobilemamba.evaluation.images import find_images
+from mmmobilemamba.evaluation.images import ImageError, ImageFile, find_images
 from mmmobilemamba.evaluation.load import check_device, load_model
 from mmmobilemamba.evaluation.predict import predict
 from mmmobilemamba.evaluation.writers import DetectionWriter, SegmentationWriter
@@ -93,7 +93,7 @@ def main() -> None:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task('', total=len(files))
 
-            def on_bad_image(_, error) -> None:
+            def on_bad_image(_: ImageFile, error: ImageError) -> None:
                 bad.append(str(error))
                 progress.console.print(f'bad: {error}', markup=False, highlight=False)
                 progress.advance(task)

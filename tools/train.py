@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Train a detector or segmentor."""
 
+import argparse
+
 from mmmobilemamba import engine
 from mmmobilemamba.datasets import with_data
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = engine.common_parser(__doc__)
     parser.add_argument(
         '--resume',
@@ -40,7 +42,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     args = parse_args()
     with engine.user_errors_reported():
         cfg = engine.load_config(args.config, args.cfg_options, args.arch)

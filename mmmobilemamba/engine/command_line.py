@@ -59,7 +59,13 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 class _OptionsAction(DictAction):
     """As in the other OpenMMLab packages, but what has no value is refused."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: list[str],
+        option_string: str | None = None,
+    ) -> None:
         if without := [text for text in values if '=' not in text]:
             parser.error(f'{option_string} {" ".join(without)}: allowed is KEY=VALUE, with no spaces')
         super().__call__(parser, namespace, values, option_string)

@@ -12,6 +12,7 @@ from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
 from mmengine.logging import print_log
 
+from ..datasets.data_root import LOADERS
 from ..datasets.layout import shorten
 from ..errors import UserError
 from .channels import check_channels, set_arch
@@ -20,7 +21,6 @@ from .cpu_amp_optim_wrapper import DTYPES as CPU_AMP_DTYPES
 from .options import merge_options
 
 WRITTEN_FOR_TRIAL = 2**20  # bytes
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def load_config(path: str, options: dict[str, Any] | None = None, arch: str | None = None) -> Config:

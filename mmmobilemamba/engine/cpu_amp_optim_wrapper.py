@@ -1,5 +1,6 @@
 """Mixed precision on a CPU."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -55,7 +56,7 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         self.loss_scaler = _grad_scaler(enabled=name == 'float16', **options)
 
     @contextmanager
-    def optim_context(self, model: nn.Module):
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Run the forward pass of a training step under autocast."""
         with OptimWrapper.optim_context(self, model), torch.autocast('cpu', dtype=self.cast_dtype):
             yield
@@ -81,7 +82,7 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         super().load_state_dict(state_dict)
 
 
-def _grad_scaler(enabled: bool, **options: Any):
+def _grad_scaler(enabled: bool, **options: Any) -> 'torch.amp.GradScaler':  # which torch 2.1 and 2.2 lack
     """A scaler of losses for the CPU; bfloat16 has the exponents of float32 and needs none."""
     if hasattr(torch.amp, 'GradScaler'):
         return torch.amp.GradScaler('cpu', enabled=enabled, **options)

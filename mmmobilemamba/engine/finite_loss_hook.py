@@ -1,5 +1,6 @@
 """Training stops at a loss that is not finite."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class FiniteLossHook(Hook):
         )
 
 
-def _terms(losses: dict[str, Tensor | list[Tensor]]):
+def _terms(losses: dict[str, Tensor | list[Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """What BaseModel.parse_losses adds up: the mean of each tensor, those of lists by number."""
     for name, value in losses.items():
         if 'loss' not in name:

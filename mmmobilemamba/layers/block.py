@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor
 
-from .compiled import MIN_CHANNELS, CompiledModule, kernel_weights, product_weights
+from ..ops import native
+from .compiled import CompiledModule, kernel_weights, product_weights
 from .conv_bn import DEFAULT_NORM, FFN, ConvBN, NormCfg, PointwiseConv2d, ResidualConvBN
 from .fused_conv import FusedConv2d
 from .mrffi import MRFFI
@@ -25,7 +26,11 @@ class MobileMambaBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, drop_path_rate: float = 0.0, norm_cfg: NormCfg = DEFAULT_NORM, **mixer_options
+        self,
+        channels: int,
+        drop_path_rate: float = 0.0,
+        norm_cfg: NormCfg = DEFAULT_NORM,
+        **mixer_options: Any,
     ) -> None:
         super().__init__()
         self.dw_in = ResidualConvBN(channels, norm_cfg, zero_init=True)
@@ -122,7 +127,7 @@ class FoldedDownsample(CompiledModule):
 
     @property
     def can_compile(self) -> bool:
-        return min(self.dw_in.in_channels, self.dw_out.in_channels) >= MIN_CHANNELS
+        return min(self.dw_in.in_channels, self.dw_out.in_channels) >= native.MIN_CHANNELS
 
     def add_to(self, layers: Any) -> None:
         merge = self.merge

@@ -12,9 +12,6 @@ from torch import Tensor
 from ..compat import autocasts_on_cpu
 from ..ops import native
 
-# Of depth-wise convolutions: a vector of AVX-512, and the windows that are compiled.
-MIN_CHANNELS, KERNEL_SIZES = 16, (3, 5, 7)
-
 # Where PyTorch keeps the forward hooks of a module.
 HOOKS = (
     '_forward_hooks',

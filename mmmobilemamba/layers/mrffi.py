@@ -1,5 +1,7 @@
 """Multi-receptive-field feature interaction: the token mixer of MobileMamba."""
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -7,8 +9,8 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..ops import batch_norm
-from .compiled import KERNEL_SIZES, MIN_CHANNELS, in_float32, kernel_weights, product_weights
+from ..ops import batch_norm, native
+from .compiled import in_float32, kernel_weights, product_weights
 from .conv_bn import DEFAULT_NORM, ConvBN, DepthwiseConv2d, NormCfg
 from .fused_conv import FusedConv2d
 from .ss2d import SS2D
@@ -121,7 +123,7 @@ class MRFFI(nn.Module):
         global_ratio: float,
         local_ratio: float,
         norm_cfg: NormCfg = DEFAULT_NORM,
-        **global_options,
+        **global_options: Any,
     ) -> None:
         super().__init__()
         self.splits = split_channels(channels, global_ratio, local_ratio)
@@ -144,7 +146,7 @@ class MRFFI(nn.Module):
         """Whether the compiled library computes a folded block with this mixer."""
         ss2d, wavelet = self.global_branch.ss2d, self.global_branch.wavelet
         narrowest = min(ss2d.conv.in_channels, *(n for n in self.splits[:2] if n))
-        known = narrowest >= MIN_CHANNELS and wavelet.convs[0].kernel_size[0] in KERNEL_SIZES
+        known = narrowest >= native.MIN_CHANNELS and wavelet.convs[0].kernel_size[0] in native.KERNEL_SIZES
         return known and wavelet.is_haar_level and ss2d.can_compile
 
     def compiled_weights(self) -> list[Tensor]:

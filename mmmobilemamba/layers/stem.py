@@ -7,7 +7,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .compiled import MIN_CHANNELS, CompiledModule, in_float32, packed
+from ..ops import native
+from .compiled import CompiledModule, in_float32, packed
 from .conv_bn import DEFAULT_NORM, ConvBN, NormCfg
 
 
@@ -51,7 +52,7 @@ class FoldedStem(CompiledModule):
     def can_compile(self) -> bool:
         # In bfloat16, oneDNN's convolutions have instructions that the compiled ones do without.
         convs = list(self.children())
-        return all(c.out_channels >= MIN_CHANNELS and c.weight.dtype == torch.float32 for c in convs)
+        return all(c.out_channels >= native.MIN_CHANNELS and c.weight.dtype == torch.float32 for c in convs)
 
     def add_to(self, layers: Any) -> None:
         convs, weights = list(self.children()), []

@@ -38,7 +38,7 @@ def _runs_natively(norm: nn.Module, x: Tensor) -> bool:
         and native.usable(x)
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.dim() == 4
-        and x.shape[1] >= 16
+        and x.shape[1] >= native.MIN_CHANNELS
         and x.numel() > 0
         # Faster than norm.weight, and there is much to normalise.
         and (weight := norm._parameters['weight']) is not None
@@ -73,5 +73,5 @@ def _operator_registered() -> bool:
     return True
 
 
-def _fake(x, weight, bias, running_mean, running_var, training, momentum, eps, relu, add):
+def _fake(x: Tensor, *_: Tensor | float | None) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)

@@ -39,8 +39,8 @@ def _runs_natively(x: Tensor, weight: Tensor) -> bool:
         native.usable(x)
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.bfloat16)
-        and weight.shape[-1] in (3, 5, 7)
-        and x.shape[1] >= 16
+        and weight.shape[-1] in native.KERNEL_SIZES
+        and x.shape[1] >= native.MIN_CHANNELS
         and _operators_registered()
     )
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..compat import has_tangent, in_transform, is_compiling
 
+# What is compiled: for a vector of AVX-512 at least, and these windows of depth-wise convolutions.
+MIN_CHANNELS, KERNEL_SIZES = 16, (3, 5, 7)
 # The class that a library from before the last change does not have.
 NEWEST = 'Layers'
 

@@ -5,6 +5,7 @@ type of at most 32 bits; A, D and delta_bias float32, and so is a B or C without
 of B and C must agree. Half precision is accumulated in float32, then rounded once per direction.
 """
 
+from collections.abc import Callable
 from functools import cache, reduce
 from importlib.util import find_spec
 
@@ -37,7 +38,7 @@ def _import_error() -> str | None:
     return None
 
 
-def _kernel():
+def _kernel() -> Callable[..., Tensor]:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     return selective_scan_fn

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from .. import native
 from . import torch_backend
@@ -94,13 +95,15 @@ def _sizes(u: Tensor, B: Tensor) -> tuple[int, int]:
     return (u.shape[2] + 31) // 32, groups * ((u.shape[1] // groups + 31) // 32)
 
 
-def _fake(u, delta, A, B, C, D, delta_bias, delta_softplus):
+def _fake(u: Tensor, _: Tensor, A: Tensor, B: Tensor, *__: Tensor | bool | None) -> tuple[Tensor, Tensor]:
     tiles, _ = _sizes(u, B)
     states = A.new_empty(u.shape[0], A.shape[0], tiles, A.shape[2], u.shape[1])
     return torch.empty_like(u, dtype=torch.float32), states
 
 
-def _fake_backward(grad, states, u, delta, A, B, C, D, delta_bias, delta_softplus):
+def _fake_backward(
+    _: Tensor, __: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, *___: Tensor | bool | None
+) -> tuple[Tensor, ...]:
     _, parts = _sizes(u, B)
     images, K, N = u.shape[0], A.shape[0], A.shape[2]
     dB = A.new_empty(images, K, parts, N, u.shape[2])
@@ -109,13 +112,13 @@ def _fake_backward(grad, states, u, delta, A, B, C, D, delta_bias, delta_softplu
     return du, ddelta, A.new_empty(images, *A.shape), dB, torch.empty_like(dB), dD, torch.empty_like(dD)
 
 
-def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.delta_softplus = inputs
     ctx.save_for_backward(output[1], *tensors)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: FunctionCtx, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     states, *tensors = ctx.saved_tensors
     if torch.is_grad_enabled():
         grads = iter(torch_backend.twice_differentiable(grad, tuple(tensors), ctx.delta_softplus))

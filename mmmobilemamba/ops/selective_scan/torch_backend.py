@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from . import reference
 from .interface import Backend, compute_dtype, register
@@ -382,12 +383,12 @@ def _multiply_by_previous_(x: Tensor, h: Tensor, backwards: bool) -> None:
     x[..., first, first] = 0
 
 
-def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+def _setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
     *tensors, ctx.delta_softplus = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     if torch.is_grad_enabled():
         grads = twice_differentiable(grad, tensors, ctx.delta_softplus)
