@@ -304,12 +304,12 @@ def read_checkpoint(filename: str) -> dict[str, Any]:
             f'checkpoint {filename!r} is not a PyTorch checkpoint, or holds objects other than '
             f'tensors and plain values, which are refused because loading them could run code: {err}'
         ) from err
-    except (EOFError, RuntimeError, OSError, ValueError) as err:
-        if isinstance(err, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except Exception as err:  # whatever an unpickler stumbles over in a file that is none of its own
         raise CheckpointError(
             f'checkpoint {filename!r} cannot be read; it may be cut short or no '
-            f'checkpoint at all, download it again: {err}'
+            f'checkpoint at all, download it again: {err!r}'
         ) from err
     if not isinstance(content, Mapping):
         raise CheckpointError(

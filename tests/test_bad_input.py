@@ -94,6 +94,9 @@ BACKBONE = [
     backbone('frozen stage as a fraction', dict(frozen_stages=1.0), 'frozen_stages=1.0', '-1 (none)'),
     backbone('layer norm', dict(norm_cfg=dict(type='LN')), "norm_cfg={'type': 'LN'}", "dict(type='BN') or"),
     backbone('unknown norm', dict(norm_cfg=dict(type='BM')), "norm_cfg={'type': 'BM'}", "dict(type='BN') or"),
+    backbone('norm_eval in words', dict(norm_eval='no'), "norm_eval='no'", 'True or False'),
+    backbone('with_cp in words', dict(with_cp='False'), "with_cp='False'", 'True or False'),
+    backbone('frozen stages yes', dict(frozen_stages=True), 'frozen_stages=True', '-1 (none), 0 (stem)'),
     backbone('norm without weights', dict(norm_cfg=dict(type='BN', affine=False)), 'leave out affine'),
     backbone(
         'norm without statistics',
@@ -528,6 +531,7 @@ CHECKPOINTS = [
     checkpoint('checkpoint missing', lambda path: None, 'does not exist', 'give the path'),
     checkpoint('checkpoint empty', lambda path: path.touch(), CUT_SHORT),
     checkpoint('half a checkpoint', half_a_checkpoint, CUT_SHORT),
+    checkpoint('two letters', lambda path: path.write_text('hi'), 'cannot be read; it may be cut short'),
     checkpoint('a page', lambda path: path.write_text('<!DOCTYPE html>'), 'is not a PyTorch checkpoint'),
     checkpoint('code', saved({'state_dict': Code()}), COULD_RUN),
     checkpoint('code in an old file', saved(Code(), _use_new_zipfile_serialization=False), COULD_RUN),

@@ -71,6 +71,9 @@ class MobileMamba(BaseModule):
         super().__init__(init_cfg)
         self.arch = Arch.create(arch)
         self._check(in_channels, out_indices, frozen_stages, drop_path_rate, norm_cfg)
+        for name, value in dict(norm_eval=norm_eval, with_cp=with_cp).items():
+            if not isinstance(value, bool):
+                raise ValueError(f'{name}={value!r} is not allowed: True or False')
         check_backend(scan_backend)
         self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
@@ -99,20 +102,20 @@ class MobileMamba(BaseModule):
         drop_path_rate: float | None,
         norm_cfg: NormCfg,
     ) -> None:
-        if not isinstance(in_channels, int) or in_channels < 1:
+        if not _is_int(in_channels) or in_channels < 1:
             raise ValueError(f'in_channels={in_channels!r} is not allowed: an integer of at least 1')
         allowed = range(NUM_STAGES + 1)
         if (
             not isinstance(out_indices, Sequence)
             or not out_indices
-            or any(not isinstance(i, int) or i not in allowed for i in out_indices)
+            or any(not _is_int(i) or i not in allowed for i in out_indices)
             or any(a >= b for a, b in pairwise(out_indices))
         ):
             raise ValueError(
                 f'out_indices={out_indices!r} is not allowed: increasing integers out of '
                 '0 (stem), 1, 2, 3 (stages), at least one'
             )
-        if not isinstance(frozen_stages, int) or frozen_stages not in range(-1, NUM_STAGES + 1):
+        if not _is_int(frozen_stages) or frozen_stages not in range(-1, NUM_STAGES + 1):
             raise ValueError(
                 f'frozen_stages={frozen_stages!r} is not allowed: -1 (none), 0 (stem), or '
                 '1, 2, 3 (stem and the stages up to that one)'
@@ -241,3 +244,7 @@ class MobileMamba(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

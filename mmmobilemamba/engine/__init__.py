@@ -23,6 +23,7 @@ from .seed_hook import SeedHook
 from .start import load_for_testing, load_for_training, resume_training
 from .strict_load_hook import StrictLoadHook
 from .stride_check_hook import StrideCheckHook
+from .warm_up_check_hook import WarmUpCheckHook
 from .whole_file_backend import WholeFileBackend
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     'SeedHook',
     'StrictLoadHook',
     'StrideCheckHook',
+    'WarmUpCheckHook',
     'WholeFileBackend',
     'add_config_arguments',
     'add_safeguards',

@@ -16,7 +16,7 @@ from ..datasets.data_root import LOADERS
 from ..datasets.layout import shorten
 from ..errors import UserError
 from .channels import check_channels, set_arch
-from .config_nodes import innermost_test_dataset, type_name
+from .config_nodes import custom_hooks, innermost_test_dataset, type_name
 from .cpu_amp_optim_wrapper import DTYPES as CPU_AMP_DTYPES
 from .options import merge_options
 
@@ -263,7 +263,7 @@ def dump_predictions(cfg: Config, out: str | None) -> None:
 
 def deploy_for_test(cfg: Config) -> None:
     """Fold the backbone for deployment before testing."""
-    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='DeployHook')]
+    cfg.custom_hooks = [*custom_hooks(cfg), dict(type='DeployHook')]
 
 
 def enable_tta(cfg: Config) -> None:

@@ -13,6 +13,21 @@ def type_name(node: dict[str, Any]) -> str:
     return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
 
 
+def custom_hooks(cfg: Config) -> list[dict[str, Any]]:
+    """The config's own hooks.
+
+    Raises:
+        UserError: If they are no list of configs of hooks.
+    """
+    hooks = cfg.get('custom_hooks') or []
+    if not isinstance(hooks, list | tuple) or not all(isinstance(hook, dict) for hook in hooks):
+        raise UserError(
+            f"custom_hooks is {hooks!r}; allowed is a list of hooks, each like dict(type='EMAHook'). Write "
+            'it into a config that inherits this one.'
+        )
+    return list(hooks)
+
+
 def innermost_test_dataset(cfg: Config) -> dict[str, Any]:
     """The data set that a config tests on, without what wraps it.
 

@@ -6,25 +6,29 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from ..errors import UserError
+from .config_nodes import custom_hooks
+from .warm_up_check_hook import WARM_UPS
 
-HOOKS = ('SeedHook', 'OwnBestHook', 'StrideCheckHook', 'FiniteLossHook')
-# Schedules that may well end long before the training.
-WARM_UPS = ('Linear', 'Constant', 'Warmup')
+HOOKS = ('SeedHook', 'OwnBestHook', 'StrideCheckHook', 'WarmUpCheckHook', 'FiniteLossHook')
 ENDLESS = 10**9  # as MMEngine's schedules are by default
 
 
 def add_safeguards(cfg: Config) -> None:
     """Let a run survive interruptions, and stop before its weights are spoilt.
 
-    See :class:`SeedHook`, :class:`OwnBestHook`, :class:`WholeFileBackend`, :class:`StrideCheckHook` and
-    :class:`FiniteLossHook`.
+    See :class:`SeedHook`, :class:`OwnBestHook`, :class:`WholeFileBackend`, :class:`StrideCheckHook`,
+    :class:`WarmUpCheckHook` and :class:`FiniteLossHook`.
 
     Raises:
-        UserError: If there is nothing to train on.
+        UserError: If there is nothing to train on, or no length of the training.
     """
     if not cfg.get('train_dataloader'):
         raise UserError('The config has no train_dataloader, without which nothing can be trained.')
-    hooks = [h for h in cfg.get('custom_hooks') or [] if h.get('type') not in HOOKS]
+    for name in ('max_epochs', 'max_iters'):
+        length = (cfg.get('train_cfg') or {}).get(name, 1)
+        if not isinstance(length, int) or length < 1:
+            raise UserError(f'train_cfg.{name} is {length!r}; allowed are integers from 1 up.')
+    hooks = [h for h in custom_hooks(cfg) if h.get('type') not in HOOKS]
     cfg.custom_hooks = [*hooks, *(dict(type=name) for name in HOOKS)]
     if cfg.train_dataloader.get('persistent_workers'):
         print_log(
@@ -89,12 +93,13 @@ def _warn_of_schedule_of_other_length(cfg: Config) -> None:
     end = max((schedule.get('end') or 0 for schedule in schedules.values()), default=0)
     if not length or end in (0, length) or end >= ENDLESS:
         return
-    settings = [
-        f'{name}.{key}={round(schedule[key] * length / end)}'
-        for name, schedule in schedules.items()
-        for key in ('begin', 'end', 'T_max')
-        if schedule.get(key)
-    ]
+    settings = []
+    for name, schedule in schedules.items():
+        new_end = max(1, round(schedule.get('end', end) * length / end))
+        new_begin = min(round(schedule.get('begin', 0) * length / end), new_end - 1)
+        # Most T_max are the distance from begin to end.
+        new = dict(begin=new_begin, end=new_end, T_max=new_end - new_begin)
+        settings += [f'{name}.{key}={value}' for key, value in new.items() if schedule.get(key)]
     print_log(
         f'train_cfg.{option} is {length}, but the schedule of the learning rate ends at {end}. To let it end '
         f'with the training, set --cfg-options {" ".join(settings)}',

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 
 from ..checkpoint import CheckpointError, read_checkpoint
 from ..errors import UserError
+from .config_nodes import custom_hooks
 from .own_best_hook import checkpoint_folder
 
 
@@ -175,5 +176,5 @@ def _read_resumable(filename: str) -> dict[str, Any]:
 
 
 def _load_strictly(cfg: Config, **options: Any) -> None:
-    hooks = [h for h in cfg.get('custom_hooks') or [] if h.get('type') != 'StrictLoadHook']
+    hooks = [h for h in custom_hooks(cfg) if h.get('type') != 'StrictLoadHook']
     cfg.custom_hooks = [*hooks, dict(type='StrictLoadHook', **options)]

@@ -159,6 +159,18 @@ class TestTrainingOptions:
         engine.skip_validation(cfg)
         assert cfg.val_dataloader is None
 
+    @pytest.mark.parametrize('length', [0, -1, 1.5, 'abc'])
+    def test_trainings_of_no_length(self, length):
+        cfg = simple_config(train_cfg=dict(max_epochs=length))
+        with pytest.raises(UserError, match=f'max_epochs is {length!r}; allowed are integers from 1'):
+            engine.add_safeguards(cfg)
+
+    @pytest.mark.parametrize('hooks', [{'0': dict(type='EMAHook')}, ['EMAHook'], 'EMAHook'])
+    def test_custom_hooks_that_are_none(self, hooks):
+        for change in (engine.add_safeguards, engine.load_for_training, engine.deploy_for_test):
+            with pytest.raises(UserError, match='custom_hooks is .*; allowed is a list of hooks'):
+                change(simple_config(custom_hooks=hooks))
+
     def test_options_of_what_is_not_there(self):
         cfg = Config(dict(model=dict(type='Model'), auto_scale_lr=None))
         with pytest.raises(UserError, match='base_batch_size'):

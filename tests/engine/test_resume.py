@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import get_file_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.optim import CosineAnnealingLR
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from tiny import REPOSITORY
 
@@ -334,6 +335,28 @@ class TestSafeguards:
         for fits in (options, None):
             warnings = log_of(engine.add_safeguards, engine.load_config(file, fits), monkeypatch)
             assert not [text for text in warnings if 'schedule' in text]
+
+    @pytest.mark.parametrize(
+        'epochs, settings', [(5, (2, 5, 3)), (3, (2, 3, 1)), (1, (0, 1, 1)), (6, (3, 6, 3))]
+    )
+    def test_the_advised_schedule_ends_at_zero(self, epochs, settings, monkeypatch):
+        file = str(REPOSITORY / 'configs/det/retinanet_mobilemamba.py')
+        cfg = engine.load_config(file, {'train_cfg.max_epochs': epochs})
+        (text,) = (t for t in log_of(engine.add_safeguards, cfg, monkeypatch) if 'schedule' in t)
+        advice = {key: int(value) for key, value in re.findall(r'(param_scheduler\.\S+)=(\d+)', text)}
+        assert tuple(advice.values()) == settings
+        cfg.merge_from_dict(advice)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = dict(cfg.param_scheduler[1])
+        del schedule['type'], schedule['convert_to_iter_based']
+        scheduler = CosineAnnealingLR.build_iter_from_epoch(optimizer, **schedule, epoch_length=30)
+        rates = []
+        for _ in range(30 * epochs):
+            rates.append(optimizer.param_groups[0]['lr'])
+            optimizer.step()
+            scheduler.step()
+        assert rates[30 * settings[0]] == 1 and rates[-1] < 0.02
+        assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
 
     def test_warm_up_may_end_and_others_may_not(self, monkeypatch):
         cfg = self.build()
