@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from ..datasets.layout import shorten
 from ..errors import UserError
+from .parameters import parameters_at
 
 # What a run reads of its config; all else there are helper variables, already put to use in the file.
 SETTINGS = (
@@ -40,7 +41,7 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
                 f'which may be a helper variable of the config file. Settings are {", ".join(places)}.'
             )
     for name in options:
-        _say_what_is_new(cfg, name)
+        _check_what_is_new(cfg, name, options)
     try:
         cfg.merge_from_dict(options)
     except (AttributeError, KeyError, TypeError) as error:
@@ -67,18 +68,37 @@ def _follow(cfg: Config, name: str) -> tuple[int, Any]:
     return len(words), node
 
 
-def _say_what_is_new(cfg: Config, name: str) -> None:
-    """Log a setting below the top that the config does not have, as a misspelt one would not have."""
+def _check_what_is_new(cfg: Config, name: str, options: dict[str, Any]) -> None:
+    """Look at a setting below the top that the config does not have, as a misspelt one would not have.
+
+    Where it is certain that no such setting exists, it is refused, where it may exist, told of.
+    """
     words = name.split('.')
     known, node = _follow(cfg, name)
-    if 0 < known < len(words) and isinstance(node, dict):
-        similar = get_close_matches(words[known], map(str, node))
-        print_log(
-            f'--cfg-options {name} adds {words[known]!r} to {".".join(words[:known])}, which had no such '
-            f'setting{"; did you mean " + " or ".join(map(repr, similar)) + "?" if similar else "."}',
-            logger='current',
-            level=logging.WARNING,
+    if not 0 < known < len(words) or not isinstance(node, dict):
+        return
+    place, new = '.'.join(words[:known]), words[known]
+    takes = parameters_at(cfg, words[:known], options.get(f'{place}.type', node.get('type')))
+    of_new_hook = place == 'default_hooks' and f'{place}.{new}.type' in options
+    if of_new_hook or (takes and new in takes):
+        return
+    similar = get_close_matches(new, {*map(str, node), *(takes.names if takes else ())})
+    hint = f'; did you mean {" or ".join(map(repr, similar))}?' if similar else '.'
+    if takes and takes.are_all:
+        raise UserError(
+            f'--cfg-options {name}={options[name]}: {takes.of} has no setting {new!r}{hint} It has '
+            f'{shorten(takes.names, 16)}.'
         )
+    if place == 'default_hooks':
+        raise UserError(
+            f'--cfg-options {name}={options[name]}: there is no hook {new!r} in {place}{hint} A new one '
+            f'needs {place}.{new}.type.'
+        )
+    print_log(
+        f'--cfg-options {name} adds {new!r} to {place}, which had no such setting{hint}',
+        logger='current',
+        level=logging.WARNING,
+    )
 
 
 def _misfit(cfg: Config, name: str) -> str | None:

@@ -1,0 +1,137 @@
+"""Which settings the parts of a config can have, told by what is built of them."""
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine import registry
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
+from torch.utils.data import DataLoader
+
+# Where to look for the types below a setting of the top.
+REGISTRIES = dict(
+    model=(registry.MODELS, registry.TASK_UTILS),
+    optim_wrapper=(registry.OPTIM_WRAPPERS, registry.OPTIMIZERS),
+    param_scheduler=(registry.PARAM_SCHEDULERS,),
+    default_hooks=(registry.HOOKS,),
+    custom_hooks=(registry.HOOKS,),
+    train_cfg=(registry.LOOPS,),
+    val_cfg=(registry.LOOPS,),
+    test_cfg=(registry.LOOPS,),
+    val_evaluator=(registry.METRICS,),
+    test_evaluator=(registry.METRICS,),
+    visualizer=(registry.VISUALIZERS, registry.VISBACKENDS),
+    **dict.fromkeys(
+        ('train_dataloader', 'val_dataloader', 'test_dataloader'),
+        (registry.DATASETS, registry.TRANSFORMS, registry.DATA_SAMPLERS),
+    ),
+)
+# What those take that have no type.
+WITHOUT_TYPE = dict(
+    train_dataloader=(DataLoader,),
+    val_dataloader=(DataLoader,),
+    test_dataloader=(DataLoader,),
+    train_cfg=(EpochBasedTrainLoop, IterBasedTrainLoop),
+    val_cfg=(ValLoop,),
+    test_cfg=(TestLoop,),
+)
+# What MMEngine gives itself, and what it takes out before it builds the rest.
+GIVEN = ('self', 'runner', 'dataloader', 'evaluator', 'params')
+TAKEN_OUT = {'type', '_scope_', '_delete_', 'by_epoch', 'num_batch_per_epoch', 'priority', 'constructor'}
+TAKEN_OUT |= {'paramwise_cfg', 'convert_to_iter_based'}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Settings that a part of a config can have.
+
+    Attributes:
+        of: Name of what is built.
+        names: The settings, in the order of its parameters.
+        are_all: Whether it is certain that others are refused.
+    """
+
+    of: str
+    names: tuple[str, ...]
+    are_all: bool
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names or name in TAKEN_OUT
+
+
+def parameters_at(cfg: Config, place: Sequence[str], kind: str | type | None) -> Parameters | None:
+    """Settings of a part of a config; None if it is unknown what is built of it.
+
+    Args:
+        cfg: The config.
+        place: The words of its name.
+        kind: Its type.
+    """
+    if kind is not None:
+        found = kind if callable(kind) else _find(cfg, place[0], kind)
+        built = () if found is None else (found,)
+    else:
+        built = WITHOUT_TYPE.get(place[0], ()) if len(place) == 1 else ()
+    if not built:
+        return None
+    parts = [part for each in built for part in _functions(each)]
+    names = dict.fromkeys(
+        name
+        for function in parts
+        for name, p in inspect.signature(function).parameters.items()
+        if name not in GIVEN and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    )
+    # Layers are built by functions that take out more.
+    of_layer = place[-1].endswith('_cfg') and len(place) > 1
+    open_ended = any(_has_keywords(_functions(each)[-1]) for each in built)
+    are_all = not of_layer and not open_ended and all(map(_hands_on_as_it_is, parts))
+    return Parameters(' or '.join(each.__name__ for each in built), tuple(names), are_all)
+
+
+def _find(cfg: Config, top: str, kind: str) -> Any:
+    for each in REGISTRIES.get(top, ()):
+        try:
+            with each.switch_scope_and_registry(cfg.get('default_scope')) as scoped:
+                if (found := scoped.get(kind)) is not None:
+                    return found
+        except (ImportError, KeyError, AssertionError):  # of a package that is not there
+            return None
+    return None
+
+
+def _functions(built: Any) -> list[Any]:
+    """The constructors that see the settings: one, and those it hands on to what it does not know."""
+    if built is CheckpointHook:
+        return [CheckpointHook.__init__, Runner.save_checkpoint]
+    if not inspect.isclass(built):
+        return [built]
+    found = list(_constructors(built))
+    return found or [built]
+
+
+def _constructors(built: type) -> Iterator[Any]:
+    for each in built.__mro__:
+        if '__init__' in vars(each) and each is not object:
+            yield each.__init__
+            if not _has_keywords(each.__init__):
+                return
+
+
+def _has_keywords(function: Any) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
+def _hands_on_as_it_is(function: Any) -> bool:
+    """Whether what a constructor does not know goes to the one of the parent class, and nowhere else."""
+    if not _has_keywords(function) or function is CheckpointHook.__init__:
+        return True
+    try:
+        text = inspect.getsource(function)
+    except (OSError, TypeError):  # of compiled code
+        return False
+    to_parent = re.search(r'super\([^()]*\)\.__init__\((?:[^()]|\([^()]*\))*\*\*', text)
+    return to_parent is not None and not re.search(r'kwargs(\.|\[)', text)
