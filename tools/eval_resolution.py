@@ -79,7 +79,9 @@ def prepare(args: argparse.Namespace) -> Config:
     engine.skip_training(cfg)
     engine.load_for_testing(cfg, args.checkpoint)
     engine.set_work_dir(cfg, args.work_dir)
-    return with_data(cfg, args.data_root)
+    cfg = with_data(cfg, args.data_root)
+    engine.report_overruled(cfg, args.cfg_options)
+    return cfg
 
 
 def main() -> None:

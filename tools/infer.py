@@ -66,6 +66,7 @@ def make_writer(args: argparse.Namespace) -> tuple:
     if args.data_root is not None:
         engine.skip_training(cfg)
         cfg = retarget(cfg, args.data_root)
+        engine.report_overruled(cfg, args.cfg_options)
         if cfg.default_scope == 'mmdet':
             dataset = cfg.test_dataloader.dataset
             content = json.loads(Path(dataset.data_root, dataset.ann_file).read_bytes())

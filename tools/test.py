@@ -47,6 +47,7 @@ def main() -> None:
             engine.enable_tta(cfg)
         if args.deploy:
             engine.deploy_for_test(cfg)
+        engine.report_overruled(cfg, args.cfg_options)
         engine.build_runner(cfg).test()
 
 

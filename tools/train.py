@@ -59,6 +59,7 @@ def main() -> None:
             engine.enable_auto_scale_lr(cfg)
         engine.set_randomness(cfg, args.seed, args.deterministic)
         engine.add_safeguards(cfg)
+        engine.report_overruled(cfg, args.cfg_options)
         engine.build_runner(cfg).train()
 
 

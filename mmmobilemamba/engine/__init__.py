@@ -17,6 +17,7 @@ from .cpu_amp_optim_wrapper import CPUAmpOptimWrapper
 from .deploy_hook import DeployHook
 from .finite_loss_hook import FiniteLossHook
 from .launch import build_runner, in_first_process, init_processes
+from .options import report_overruled
 from .own_best_hook import OwnBestHook
 from .safeguards import add_safeguards
 from .seed_hook import SeedHook
@@ -49,6 +50,7 @@ __all__ = [
     'in_first_process',
     'init_processes',
     'load_config',
+    'report_overruled',
     'resume_training',
     'set_arch',
     'set_randomness',

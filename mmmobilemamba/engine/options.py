@@ -54,6 +54,28 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
         raise UserError(reasons[0] if reasons else f'--cfg-options {given}: {error}') from error
 
 
+def report_overruled(cfg: Config, options: dict[str, Any] | None) -> None:
+    """Log the settings of ``--cfg-options`` that another option, or the data set, has changed after them.
+
+    Args:
+        cfg: The config as it will be run.
+        options: Values by dotted names.
+    """
+    for name, value in (options or {}).items():
+        known, now = _follow(cfg, name)
+        if known == len(name.split('.')) and not isinstance(now, dict) and _plain(now) != _plain(value):
+            print_log(
+                f'{name} is {now!r}: other options or the data set decide that, and the {value!r} of '
+                '--cfg-options has no effect',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
 def _follow(cfg: Config, name: str) -> tuple[int, Any]:
     """How many words of a dotted name lead on in the config, and where the last of these leads."""
     node: Any = cfg

@@ -6,6 +6,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
 from mmmobilemamba import engine
+from mmmobilemamba.datasets import retarget
 from mmmobilemamba.engine import config as config_module
 from mmmobilemamba.engine import options as options_module
 from mmmobilemamba.errors import UserError
@@ -96,6 +97,20 @@ class TestLoadConfig:
     def test_a_setting_that_does_not_exist_is_refused(self, det_config, name, words):
         with pytest.raises(UserError, match=f'--cfg-options {name}=1: .*{words}'):
             engine.load_config(str(det_config), {name: 1})
+
+    def test_settings_that_have_no_effect_are_told_of(self, det_config, coco_root, monkeypatch):
+        options = {
+            'model.bbox_head.num_classes': 3,
+            'train_dataloader.batch_size': 2,
+            'model.backbone.out_indices': (1, 2, 3),
+        }
+        cfg = retarget(engine.load_config(str(det_config), options), coco_root)
+        said = []
+        monkeypatch.setattr(options_module, 'print_log', lambda text, **_: said.append(text))
+        engine.report_overruled(cfg, options)
+        engine.report_overruled(cfg, None)
+        (line,) = said
+        assert line.startswith('model.bbox_head.num_classes is 2: ') and 'the 3 of --cfg-options' in line
 
     def test_no_model(self, tmp_path):
         (tmp_path / 'x.py').write_text('x = 1')
