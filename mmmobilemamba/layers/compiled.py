@@ -124,7 +124,8 @@ class CompiledModule(PacksWeights):
         self._forget()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and type(x) is Tensor and x.shape[0] > 0 and native.usable(x):
+        # Its shape is looked at last: torch.jit.trace would record that, and it is not usable there.
+        if not torch.is_grad_enabled() and type(x) is Tensor and native.usable(x) and x.shape[0] > 0:
             self._forget_if_changed()
             compiled = self._compiled  # another thread may drop it at any time
             if compiled is None:

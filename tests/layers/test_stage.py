@@ -105,6 +105,16 @@ def test_hooks_from_before_folding_are_kept():
     assert calls == ['block', 'stage', 'block']
 
 
+@pytest.mark.parametrize('grad', [True, False])
+def test_tracing(built, grad):
+    """The check of torch.jit.trace is without gradients, whatever the trace was."""
+    stage = folded()[0]
+    x = torch.randn(1, CHANNELS[0], 6, 6)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(stage, x)
+    torch.testing.assert_close(traced(2 * x), stage(2 * x), rtol=1e-4, atol=1e-4)
+
+
 def test_block_that_was_traced(built):
     stage = folded()[0]
     x = torch.randn(1, CHANNELS[0], 6, 6)
