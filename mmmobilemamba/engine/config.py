@@ -18,6 +18,7 @@ from ..errors import UserError
 from .channels import check_channels, set_arch
 from .config_nodes import custom_hooks, innermost_test_dataset, type_name
 from .cpu_amp_optim_wrapper import DTYPES as CPU_AMP_DTYPES
+from .launch import keep_early_log
 from .options import merge_options
 
 WRITTEN_FOR_TRIAL = 2**20  # bytes
@@ -36,6 +37,7 @@ def load_config(path: str, options: dict[str, Any] | None = None, arch: str | No
             no model, or an option has no place in it, or if a neck or head expects other channels than the
             MobileMamba of the config gives.
     """
+    keep_early_log()
     file = Path(path)
     if not file.is_file():
         siblings = shorten(sorted(p.name for p in file.parent.glob('*.py')), 20)

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed, is_main_process
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
@@ -138,6 +139,34 @@ def _replace_sync_bn(node: Any) -> int:
     return replaced + sum(map(_replace_sync_bn, node.values()))
 
 
+def keep_early_log() -> None:
+    """Keep what is logged from now on for the log file, which a run does not have before it is built."""
+    logger = MMLogger.get_current_instance()
+    if not any(isinstance(handler, logging.FileHandler | _EarlyRecords) for handler in logger.handlers):
+        logger.addHandler(_EarlyRecords())
+
+
+class _EarlyRecords(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+    def hand_over(self, logger: MMLogger) -> None:
+        """To the files of another logger; on the screen, the text that a run begins with buries warnings."""
+        for record in self._records:
+            for handler in logger.handlers:
+                if isinstance(handler, logging.FileHandler) or record.levelno >= logging.WARNING:
+                    handler.handle(record)
+
+
 def build_runner(cfg: Config) -> Runner:
     """The runner of a config, of mmengine's class or the config's own ``runner_type``."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    early = MMLogger.get_current_instance()
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    for handler in [handler for handler in early.handlers if isinstance(handler, _EarlyRecords)]:
+        early.removeHandler(handler)
+        handler.hand_over(runner.logger)
+    return runner

@@ -44,9 +44,13 @@ def free_port() -> int:
 def test_detector_trains_and_is_tested(tmp_path, tool, det_config, coco_root):
     data = ('--data-root', coco_root)
     train = REPOSITORY / 'tools/train.py'
-    said = run(sys.executable, train, det_config, *data, '--seed', 1, cwd=tmp_path)
+    unread = ('--cfg-options', 'model.test_cfg.score_th=1')
+    said = run(sys.executable, train, det_config, *data, '--seed', 1, *unread, cwd=tmp_path)
     assert re.search(r'Epoch\(train\) \[1\]\[2/2\].* eta: .* loss: ', said)
     assert 'pkg_resources' not in said
+    # Before there was a run with a file for them.
+    log = newest(tmp_path / 'work_dirs/tiny_retinanet', '*/*.log')
+    assert log.count("adds 'score_th' to model.test_cfg") == 1 and log.count(f'Data root {coco_root}: ') == 1
 
     tool(
         *('test.py', det_config, 'work_dirs/tiny_retinanet/epoch_1.pth', *data),
