@@ -469,6 +469,7 @@ SEGMENTATION_FILES = [
         ONE_CHANNEL,
         'no class numbers',
     ),
+    ade('map as JPEG', lambda r: Image.fromarray(ONES).save(r / MAP, 'JPEG'), MAP, 'a JPEG file', 'as PNG'),
     ade('map with alpha', picture(np.stack([ONES] * 4, 2), MAP), MAP, 'mode RGBA', ONE_CHANNEL),
     ade('map of 16 bits', picture(ONES.astype(np.uint16), MAP), MAP, 'mode I;16', ONE_CHANNEL),
     ade('map of bits', picture(ONES.astype(bool), MAP), MAP, 'mode 1', ONE_CHANNEL),

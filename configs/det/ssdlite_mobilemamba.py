@@ -14,6 +14,8 @@ model = dict(
     bbox_head=dict(type='SSDLiteHead', in_channels=channels),
 )
 
+# Of a batch of one image, the last map is a single pixel, which cannot be normalised.
+train_dataloader = dict(drop_last=True)
 max_epochs = _base_.max_epochs
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, lr=2.4e-3, **_base_.adamw),

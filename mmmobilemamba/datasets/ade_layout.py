@@ -119,10 +119,15 @@ def _check_map(path: Path, image: Path, header: Header, num_classes: int) -> set
     """Refuse a label map that would go wrong; the values in it."""
     try:
         with Image.open(path) as file:
-            size, mode = file.size, file.mode
+            size, mode, kind = file.size, file.mode, file.format
             counts = file.histogram() if mode in ('L', 'P') else []
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f'The label map {path} cannot be read ({error}). Write or copy it again.') from error
+    if kind != 'PNG':
+        raise UserError(
+            f'The label map {path} is a {kind} file, whatever its name says. Its values may have been '
+            'changed when it was written: make it anew as PNG.'
+        )
     if mode not in ('L', 'P'):
         raise UserError(
             f'The label map {path} has the mode {mode}; it must have one 8-bit channel (mode L or P) whose '

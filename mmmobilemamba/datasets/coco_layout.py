@@ -1,6 +1,7 @@
 """Reads a split of a data set in the COCO layout and refuses what would go wrong unnoticed."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -87,7 +88,7 @@ def _read_json(path: Path) -> dict[str, list[dict]]:
         raise UserError(
             f'{path} is not a COCO annotation file: that is an object with the lists '
             f'{", ".join(parts)}, but this file holds '
-            f'{shorten(content) if isinstance(content, dict) else type(content).__name__}.'
+            f'{(shorten(content) or "nothing") if isinstance(content, dict) else type(content).__name__}.'
         )
     for part in parts:
         if not content[part]:
@@ -310,16 +311,22 @@ def _check_boxes(path: Path, content: dict[str, list[dict]]) -> None:
     if useless.any():
         print_log(
             f'{path}: {useless.sum()} of {len(useless)} boxes are left out: under one pixel, '
-            'outside their image, or without area.',
+            f'outside their image, or without area (ids {_ids(annotations, useless)}).',
             logger='current',
+            level=logging.WARNING,
         )
     beyond = (x < -1) | (y < -1) | (x + w > width + 1) | (y + h > height + 1)
     if (beyond & ~useless).any():
         print_log(
             f'{path}: {(beyond & ~useless).sum()} of {len(useless)} boxes reach beyond their '
-            f'image. {form}, not two corners.',
+            f'image (ids {_ids(annotations, beyond & ~useless)}). {form}, not two corners.',
             logger='current',
+            level=logging.WARNING,
         )
+
+
+def _ids(annotations: list[dict], chosen: np.ndarray) -> str:
+    return shorten(annotations[i]['id'] for i in np.flatnonzero(chosen))
 
 
 def _is_number(value: Any) -> bool:

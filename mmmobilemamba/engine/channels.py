@@ -143,6 +143,11 @@ def _links(name: str, parent: dict[str, Any]) -> Iterator[Link]:
             yield Link(f'{neck_name}.out_channels', neck, 'out_channels', outputs)
             if 'bbox_head' in parent:
                 yield Link(f'{name}.bbox_head.in_channels', parent['bbox_head'], 'in_channels', outputs)
+        head, width = parent.get('decode_head'), neck.get('out_channels')
+        index = head.get('in_index') if isinstance(head, dict) else None
+        if isinstance(width, int) and isinstance(index, list | tuple):
+            outputs = [width for _ in index]
+            yield Link(f'{name}.decode_head.in_channels', head, 'in_channels', outputs)
         return
     for key in ('decode_head', 'auxiliary_head', 'bbox_head', 'panoptic_head', 'rpn_head'):
         heads = parent.get(key) or []

@@ -250,7 +250,7 @@ class TestDetection:
     @pytest.mark.parametrize('polygon', [[], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]])
     def test_polygons_without_area(self, coco_root, monkeypatch, polygon):
         said = []
-        monkeypatch.setattr(coco_layout, 'print_log', lambda text, logger: said.append(text))
+        monkeypatch.setattr(coco_layout, 'print_log', lambda text, **_: said.append(text))
         cfg = det_config()
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             next(t for t in loader.dataset.pipeline if t.type == 'LoadAnnotations').with_mask = True
@@ -338,7 +338,7 @@ class TestDetection:
 
     def test_what_the_data_set_will_leave_out_is_said(self, coco_root, monkeypatch):
         said = []
-        monkeypatch.setattr(coco_layout, 'print_log', lambda text, logger: said.append(text))
+        monkeypatch.setattr(coco_layout, 'print_log', lambda text, **_: said.append(text))
         edit_json(coco_root, lambda c: c['annotations'][0].update(bbox=[500, 2, 9, 9]))
         edit_json(coco_root, lambda c: c['annotations'][1].update(bbox=[40, 2, 60, 9]))
         edit_json(coco_root, lambda c: c['images'].append(dict(c['images'][0], id=9)))

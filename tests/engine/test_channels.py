@@ -80,6 +80,13 @@ def test_arch_needs_a_mobilemamba():
             'model.decode_head.c1_in_channels=256, which must be 144',
         ),
         (
+            dict(
+                neck=dict(type='FPN', in_channels=[144, 272, 368], out_channels=256, num_outs=4),
+                decode_head=dict(type='FPNHead', in_channels=[256, 256], in_index=[0, 1, 2, 3]),
+            ),
+            r'model.decode_head.in_channels=\[256, 256\], which must be \[256, 256, 256, 256\]',
+        ),
+        (
             dict(panoptic_head=dict(type='Mask2FormerHead', in_channels=[256, 512, 1024])),
             r'model.panoptic_head.in_channels=\[256, 512, 1024\], which must be \[144, 272, 368\]',
         ),

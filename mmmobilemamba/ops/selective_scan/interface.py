@@ -260,10 +260,12 @@ def _fastest(device_type: str, dtype: torch.dtype, states: int) -> str:
 
 
 def _check_types(**tensors: Tensor | None) -> None:
-    device = tensors['u'].device
+    device = getattr(tensors['u'], 'device', None)
     for name, x in tensors.items():
         if x is None:
             continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f'selective scan: {name} is a {type(x).__name__}; allowed are tensors.')
         if not x.is_floating_point():
             raise TypeError(
                 f'selective scan: {name} has data type {x.dtype}. Allowed are real floating-point '

@@ -54,6 +54,12 @@ def test_types(dtype):
         selective_scan(**arguments)
 
 
+@pytest.mark.parametrize('name', ['u', 'A', 'D'])
+def test_what_is_no_tensor(name):
+    with pytest.raises(TypeError, match=f'{name} is a list; allowed are tensors'):
+        selective_scan(**{**valid(1), name: [1.0]})
+
+
 def test_devices():
     arguments = valid(1)
     arguments['C'] = arguments['C'].detach().to('meta')
