@@ -101,7 +101,7 @@ def _check_backbones(cfg: Config) -> None:
             allowed = list(inspect.signature(MobileMamba).parameters)
             raise UserError(f'{name}.backbone: {reason}. Its settings are {", ".join(allowed)}.') from error
         except ValueError as error:
-            raise UserError(f'{name}.backbone: {error}.') from error
+            raise UserError(f'{name}.backbone: {str(error).rstrip(".")}.') from error
 
 
 def _with_mobilemamba(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
