@@ -17,7 +17,6 @@ from .cpu_amp_optim_wrapper import CPUAmpOptimWrapper
 from .deploy_hook import DeployHook
 from .finite_loss_hook import FiniteLossHook
 from .launch import build_runner, in_first_process, init_processes
-from .length_check_hook import LengthCheckHook
 from .options import report_overruled
 from .own_best_hook import OwnBestHook
 from .safeguards import add_safeguards
@@ -25,6 +24,7 @@ from .seed_hook import SeedHook
 from .start import load_for_testing, load_for_training, resume_training
 from .strict_load_hook import StrictLoadHook
 from .stride_check_hook import StrideCheckHook
+from .warm_up_check_hook import WarmUpCheckHook
 from .whole_file_backend import WholeFileBackend
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     'SeedHook',
     'StrictLoadHook',
     'StrideCheckHook',
-    'LengthCheckHook',
+    'WarmUpCheckHook',
     'WholeFileBackend',
     'add_config_arguments',
     'add_safeguards',

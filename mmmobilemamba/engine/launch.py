@@ -163,10 +163,21 @@ class _EarlyRecords(logging.Handler):
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The runner of a config, of mmengine's class or the config's own ``runner_type``."""
+    """The runner of a config, of mmengine's class or the config's own ``runner_type``.
+
+    Raises:
+        UserError: If it would train without a single batch.
+    """
     early = MMLogger.get_current_instance()
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     for handler in [handler for handler in early.handlers if isinstance(handler, _EarlyRecords)]:
         early.removeHandler(handler)
         handler.hand_over(runner.logger)
+    if cfg.get('train_cfg') and runner.max_iters == 0:
+        loader = runner.train_dataloader
+        raise UserError(
+            f'Nothing would be trained: the {len(loader.dataset)} samples of the data set fill no batch of '
+            f'{loader.batch_size}, and train_dataloader.drop_last leaves out batches that are not full. Set '
+            'train_dataloader.batch_size lower.'
+        )
     return runner

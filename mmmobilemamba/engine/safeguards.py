@@ -7,9 +7,9 @@ from mmengine.logging import print_log
 
 from ..errors import UserError
 from .config_nodes import custom_hooks
-from .length_check_hook import WARM_UPS
+from .warm_up_check_hook import WARM_UPS
 
-HOOKS = ('SeedHook', 'OwnBestHook', 'StrideCheckHook', 'LengthCheckHook', 'FiniteLossHook')
+HOOKS = ('SeedHook', 'OwnBestHook', 'StrideCheckHook', 'WarmUpCheckHook', 'FiniteLossHook')
 ENDLESS = 10**9  # as MMEngine's schedules are by default
 
 
@@ -17,7 +17,7 @@ def add_safeguards(cfg: Config) -> None:
     """Let a run survive interruptions, and stop before its weights are spoilt.
 
     See :class:`SeedHook`, :class:`OwnBestHook`, :class:`WholeFileBackend`, :class:`StrideCheckHook`,
-    :class:`LengthCheckHook` and :class:`FiniteLossHook`.
+    :class:`WarmUpCheckHook` and :class:`FiniteLossHook`.
 
     Raises:
         UserError: If there is nothing to train on, or no length of the training.

@@ -62,6 +62,15 @@ def test_detector_trains_and_is_tested(tmp_path, tool, det_config, coco_root):
     assert sorted(p.name for p in (tmp_path / 'shown').iterdir()) == ['000000.jpg', '000001.jpg']
 
 
+def test_data_that_fill_no_batch(tmp_path, tool, det_config, coco_root):
+    loader = ('batch_sampler=None', 'batch_size=9', 'drop_last=True')
+    with pytest.raises(SystemExit, match=r'the \d samples of the data set fill no batch of 9'):
+        tool(
+            *('train.py', det_config, '--data-root', coco_root, '--work-dir', tmp_path / 'x'),
+            *('--cfg-options', *(f'train_dataloader.{setting}' for setting in loader)),
+        )
+
+
 def test_detector_resumes_and_starts_from_another(tmp_path, tool, det_config, coco_root):
     train = ('train.py', det_config, '--data-root', coco_root, '--no-validate', '--work-dir')
     tool(*train, 'run', '--resume')

@@ -1,4 +1,4 @@
-"""Trainings too short to learn anything."""
+"""Warm-ups that would not leave the training much time."""
 
 import logging
 
@@ -7,33 +7,19 @@ from mmengine.optim import _ParamScheduler
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..errors import UserError
-
 # In the names of schedules that raise a value in the beginning.
 WARM_UPS = ('Linear', 'Constant', 'Warmup')
 
 
 @HOOKS.register_module()
-class LengthCheckHook(Hook):
-    """Refuses a training without iterations, and warns of one that is mostly warm-up.
+class WarmUpCheckHook(Hook):
+    """Warns of a training so short that most of it is warm-up, at a fraction of the learning rate.
 
-    Published schedules warm up for hundreds of iterations, and their batches are large; small data sets may
-    not have as many.
+    Published schedules warm up for hundreds of iterations, which small data sets may not have.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Compare the warm-ups, which count iterations, with the training.
-
-        Raises:
-            UserError: If no batch is ever full, and such batches are dropped.
-        """
-        if runner.max_iters == 0:
-            loader = runner.train_dataloader
-            raise UserError(
-                f'Nothing would be trained: the {len(loader.dataset)} samples of the data set fill no batch '
-                f'of {loader.batch_size}, and train_dataloader.drop_last leaves out batches that are not '
-                'full. Set train_dataloader.batch_size lower.'
-            )
+        """Compare the warm-ups, which count iterations, with the training."""
         schedulers = runner.param_schedulers or []
         if isinstance(schedulers, dict):  # of several optimizers
             schedulers = [scheduler for each in schedulers.values() for scheduler in each]
