@@ -39,10 +39,20 @@ WITHOUT_TYPE = dict(
     val_cfg=(ValLoop,),
     test_cfg=(TestLoop,),
 )
-# What MMEngine gives itself, and what it takes out before it builds the rest.
+# What MMEngine gives to what it builds, and what it takes out before, anywhere or below a setting of the top.
 GIVEN = ('self', 'runner', 'dataloader', 'evaluator', 'params')
-TAKEN_OUT = {'type', '_scope_', '_delete_', 'by_epoch', 'num_batch_per_epoch', 'priority', 'constructor'}
-TAKEN_OUT |= {'paramwise_cfg', 'convert_to_iter_based'}
+TAKEN_OUT = ('type', '_scope_', '_delete_')
+TAKEN_OUT_BELOW = dict(
+    # --amp makes another wrapper of it, which takes the last ones.
+    optim_wrapper=('constructor', 'paramwise_cfg', 'dtype', 'loss_scale', 'use_fsdp'),
+    param_scheduler=('convert_to_iter_based',),
+    default_hooks=('priority',),
+    custom_hooks=('priority',),
+    train_cfg=('by_epoch',),
+    train_dataloader=('num_batch_per_epoch',),
+    val_dataloader=('num_batch_per_epoch',),
+    test_dataloader=('num_batch_per_epoch',),
+)
 
 
 @dataclass(frozen=True)
@@ -52,15 +62,17 @@ class Parameters:
     Attributes:
         of: Name of what is built.
         names: The settings, in the order of its parameters.
-        are_all: Whether it is certain that others are refused.
+        taken_out: Those that others read.
+        are_all: Whether it is certain that all else is refused.
     """
 
     of: str
     names: tuple[str, ...]
+    taken_out: tuple[str, ...]
     are_all: bool
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names or name in TAKEN_OUT
+        return name in self.names or name in self.taken_out
 
 
 def parameters_at(cfg: Config, place: Sequence[str], kind: str | type | None) -> Parameters | None:
@@ -78,6 +90,13 @@ def parameters_at(cfg: Config, place: Sequence[str], kind: str | type | None) ->
         built = WITHOUT_TYPE.get(place[0], ()) if len(place) == 1 else ()
     if not built:
         return None
+    try:
+        return _parameters(place, built)
+    except ValueError:  # Compiled code has no signature.
+        return None
+
+
+def _parameters(place: Sequence[str], built: Sequence[Any]) -> Parameters:
     parts = [part for each in built for part in _functions(each)]
     names = dict.fromkeys(
         name
@@ -89,7 +108,8 @@ def parameters_at(cfg: Config, place: Sequence[str], kind: str | type | None) ->
     of_layer = place[-1].endswith('_cfg') and len(place) > 1
     open_ended = any(_has_keywords(_functions(each)[-1]) for each in built)
     are_all = not of_layer and not open_ended and all(map(_hands_on_as_it_is, parts))
-    return Parameters(' or '.join(each.__name__ for each in built), tuple(names), are_all)
+    taken_out = (*TAKEN_OUT, *TAKEN_OUT_BELOW.get(place[0], ()))
+    return Parameters(' or '.join(each.__name__ for each in built), tuple(names), taken_out, are_all)
 
 
 def _find(cfg: Config, top: str, kind: str) -> Any:

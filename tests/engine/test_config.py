@@ -67,6 +67,8 @@ class TestLoadConfig:
             'default_hooks.early.monitor': 'coco/bbox_mAP',
             'train_dataloader.drop_last': True,
             'optim_wrapper.accumulative_counts': 2,
+            'optim_wrapper.dtype': 'bfloat16',
+            'default_hooks.param_scheduler.priority': 'LOW',
             'val_cfg.fp16': False,
         }
         engine.load_config(str(det_config), {**options, 'randomness.seed': 1})
