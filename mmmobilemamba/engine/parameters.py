@@ -104,8 +104,8 @@ def _parameters(place: Sequence[str], built: Sequence[Any]) -> Parameters:
         for name, p in inspect.signature(function).parameters.items()
         if name not in GIVEN and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     )
-    # Layers are built by functions that take out more.
-    of_layer = place[-1].endswith('_cfg') and len(place) > 1
+    # Layers are built by functions, and the losses of DETR by its heads, that take out more.
+    of_layer = len(place) > 1 and (place[-1].endswith('_cfg') or place[-1] in ('dcn', 'loss_cls'))
     open_ended = any(_has_keywords(_functions(each)[-1]) for each in built)
     are_all = not of_layer and not open_ended and all(map(_hands_on_as_it_is, parts))
     taken_out = (*TAKEN_OUT, *TAKEN_OUT_BELOW.get(place[0], ()))
@@ -153,5 +153,6 @@ def _hands_on_as_it_is(function: Any) -> bool:
         text = inspect.getsource(function)
     except (OSError, TypeError):  # of compiled code
         return False
-    to_parent = re.search(r'super\([^()]*\)\.__init__\((?:[^()]|\([^()]*\))*\*\*', text)
+    own = function.__qualname__.rpartition('.')[0].rpartition('.')[2]
+    to_parent = re.search(rf'super\((?:{own}, self)?\)\.__init__\((?:[^()]|\([^()]*\))*\*\*', text)
     return to_parent is not None and not re.search(r'kwargs(\.|\[)', text)

@@ -83,7 +83,7 @@ class TestLoadConfig:
                 'model.bbox_head.num_clases',
                 "RetinaHead has no setting 'num_clases'; did you mean 'num_classes'?",
             ),
-            ('model.bbox_head.loss_cls.gama', "FocalLoss .* 'gamma'"),
+            ('model.bbox_head.loss_bbox.weight', "L1Loss .* 'loss_weight'"),
             ('model.train_cfg.assigner.pos_iou', "MaxIoUAssigner .*'pos_iou_thr'"),
             ('model.backbne', "RetinaNet .* 'backbone'"),
             ('train_dataloader.batchsize', "DataLoader .* 'batch_size'"),
