@@ -1,12 +1,13 @@
 """What guards every training run."""
 
 import logging
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
 from ..errors import UserError
-from .config_nodes import custom_hooks
+from .config_nodes import custom_hooks, type_name
 from .warm_up_check_hook import WARM_UPS
 
 HOOKS = ('SeedHook', 'OwnBestHook', 'StrideCheckHook', 'WarmUpCheckHook', 'FiniteLossHook')
@@ -20,7 +21,7 @@ def add_safeguards(cfg: Config) -> None:
     :class:`WarmUpCheckHook` and :class:`FiniteLossHook`.
 
     Raises:
-        UserError: If there is nothing to train on, or no length of the training.
+        UserError: If there is nothing to train on, no length of the training, or no such metric.
     """
     if not cfg.get('train_dataloader'):
         raise UserError('The config has no train_dataloader, without which nothing can be trained.')
@@ -40,6 +41,7 @@ def add_safeguards(cfg: Config) -> None:
     _warn_of_initial_values_kept(cfg)
     _warn_of_schedule_of_other_length(cfg)
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
+    _check_metrics(cfg, (checkpoint or {}).get('save_best'))
     if checkpoint is None:
         return
     if checkpoint.get('max_keep_ckpts') == 1:
@@ -52,6 +54,46 @@ def add_safeguards(cfg: Config) -> None:
     elsewhere = ('backend_args', 'file_client_args')
     if not any(checkpoint.get(key) for key in elsewhere) and '://' not in str(checkpoint.get('out_dir')):
         checkpoint.backend_args = dict(backend='whole_file')
+
+
+def _check_metrics(cfg: Config, save_best: str | list[str] | None) -> None:
+    """Compare names of metrics, which are first read after validation, with those that there are."""
+    evaluators = cfg.get('val_evaluator') or []
+    names: set[str] = set()
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        given = _METRICS.get(type_name(evaluator), lambda _: None)(evaluator)
+        if given is None:
+            return
+        names |= given
+    best = [save_best] if isinstance(save_best, str) else save_best or []
+    if wrong := [name for name in best if name not in names and name != 'auto']:
+        raise UserError(
+            f'default_hooks.checkpoint.save_best is {", ".join(wrong)}, but the evaluation gives '
+            f'{", ".join(sorted(names)) or "nothing, for there is none"}.'
+        )
+
+
+def _coco_metrics(evaluator: dict[str, Any]) -> set[str] | None:
+    kinds = evaluator.get('metric', 'bbox')
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if evaluator.get('classwise') or evaluator.get('metric_items') or not {*kinds} <= {'bbox', 'segm'}:
+        return None
+    items = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+    return {f'{evaluator.get("prefix") or "coco"}/{kind}_{item}' for kind in kinds for item in items}
+
+
+def _iou_metrics(evaluator: dict[str, Any]) -> set[str]:
+    given = evaluator.get('iou_metrics', ['mIoU'])
+    given = [given] if isinstance(given, str) else given
+    known = dict(mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'], mFscore=['mFscore', 'mPrecision', 'mRecall'])
+    if wrong := [name for name in given if name not in known]:
+        raise UserError(f'val_evaluator.iou_metrics has {", ".join(wrong)}; allowed are {", ".join(known)}.')
+    prefix = f'{evaluator["prefix"]}/' if evaluator.get('prefix') else ''
+    return {prefix + name for metric in given for name in ('aAcc', *known[metric])}
+
+
+# What those give that configs use; of others it is not known.
+_METRICS = dict(CocoMetric=_coco_metrics, IoUMetric=_iou_metrics)
 
 
 def _warn_of_initial_values_kept(cfg: Config) -> None:

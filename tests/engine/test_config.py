@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,37 @@ class TestTrainingOptions:
     def test_trainings_of_no_length(self, length):
         cfg = simple_config(train_cfg=dict(max_epochs=length))
         with pytest.raises(UserError, match=f'max_epochs is {length!r}; allowed are integers from 1'):
+            engine.add_safeguards(cfg)
+
+    COCO = dict(type='CocoMetric', metric=['bbox', 'segm'])
+    IOU = dict(type='IoUMetric', iou_metrics=['mIoU', 'mFscore'])
+
+    @pytest.mark.parametrize(
+        ('evaluator', 'best', 'message'),
+        [
+            (COCO, 'coco/segm_mAP_50', None),
+            (
+                COCO,
+                'coco/bbox_map',
+                'save_best is coco/bbox_map, but .* gives coco/bbox_mAP, coco/bbox_mAP_50',
+            ),
+            ([COCO, IOU], ['mRecall', 'coco/bbox_mAP_s', 'auto'], None),
+            (dict(COCO, classwise=True), 'cat_precision', None),
+            (dict(type='VOCMetric'), 'pascal_voc/mAP', None),
+            (IOU, 'mDice', 'save_best is mDice, but .* gives aAcc, mAcc, mFscore'),
+            (dict(type='IoUMetric', prefix='val'), 'val/mIoU', None),
+            (
+                dict(type='IoUMetric', iou_metrics='mIoUU'),
+                'mIoU',
+                'has mIoUU; allowed are mIoU, mDice, mFscore',
+            ),
+            (None, 'mIoU', 'gives nothing, for there is none'),
+        ],
+    )
+    def test_names_of_metrics(self, evaluator, best, message):
+        cfg = simple_config(val_evaluator=evaluator)
+        cfg.default_hooks.checkpoint.save_best = best
+        with pytest.raises(UserError, match=message) if message else nullcontext():
             engine.add_safeguards(cfg)
 
     @pytest.mark.parametrize('hooks', [{'0': dict(type='EMAHook')}, ['EMAHook'], 'EMAHook'])
