@@ -12,6 +12,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
+from ..datasets.data_root import LOADERS
+
 # Where to look for the types below a setting of the top.
 REGISTRIES = dict(
     model=(registry.MODELS, registry.TASK_UTILS),
@@ -25,16 +27,11 @@ REGISTRIES = dict(
     val_evaluator=(registry.METRICS,),
     test_evaluator=(registry.METRICS,),
     visualizer=(registry.VISUALIZERS, registry.VISBACKENDS),
-    **dict.fromkeys(
-        ('train_dataloader', 'val_dataloader', 'test_dataloader'),
-        (registry.DATASETS, registry.TRANSFORMS, registry.DATA_SAMPLERS),
-    ),
+    **dict.fromkeys(LOADERS, (registry.DATASETS, registry.TRANSFORMS, registry.DATA_SAMPLERS)),
 )
 # What those take that have no type.
 WITHOUT_TYPE = dict(
-    train_dataloader=(DataLoader,),
-    val_dataloader=(DataLoader,),
-    test_dataloader=(DataLoader,),
+    **dict.fromkeys(LOADERS, (DataLoader,)),
     train_cfg=(EpochBasedTrainLoop, IterBasedTrainLoop),
     val_cfg=(ValLoop,),
     test_cfg=(TestLoop,),
@@ -49,9 +46,7 @@ TAKEN_OUT_BELOW = dict(
     default_hooks=('priority',),
     custom_hooks=('priority',),
     train_cfg=('by_epoch',),
-    train_dataloader=('num_batch_per_epoch',),
-    val_dataloader=('num_batch_per_epoch',),
-    test_dataloader=('num_batch_per_epoch',),
+    **dict.fromkeys(LOADERS, ('num_batch_per_epoch',)),
 )
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compat import autocasts_on_cpu
 from . import native
 
 
@@ -23,7 +24,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     Returns:
         (B, C, H, W).
     """
-    if native.usable(x) and torch.is_autocast_enabled('cpu'):
+    if native.usable(x) and autocasts_on_cpu():
         # As PyTorch's own convolution, which stays in float64.
         dtype = torch.get_autocast_dtype('cpu')
         x, weight, bias = (
