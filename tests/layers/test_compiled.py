@@ -62,14 +62,17 @@ def test_float32(arch):
 
 
 @pytest.mark.parametrize('arch', [SMALL, 'b1'])
+@pytest.mark.parametrize('onednn', [True, False])  # which computes the products where there is AMX
 @pytest.mark.kernels
-def test_bfloat16_is_as_near_as_the_layers_are(arch):
+def test_bfloat16_is_as_near_as_the_layers_are(arch, onednn):
     for exact, module in zip(folded(arch), folded(arch, torch.bfloat16), strict=True):
         exact.load_state_dict(module.state_dict())
         assert called(module, torch.randn(1, channels(module), 4, 4, dtype=torch.bfloat16))
         for batch, *size in SIZES:
             x = torch.randn(batch, channels(module), *size).bfloat16()
-            expected, y = exact(x.float()), module(x)
+            expected = exact(x.float())
+            with torch.backends.mkldnn.flags(enabled=onednn):
+                y = module(x)
             assert y.dtype == torch.bfloat16
             error, allowed = ((z - expected).square().mean().sqrt() for z in (y, by_layers(module, x)))
             assert error <= 1.1 * allowed + 1e-3

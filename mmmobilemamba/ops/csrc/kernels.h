@@ -78,7 +78,7 @@ struct Product {
   };
   long K, N;
   const void* x;
-  const float *weight, *bias;  // packed by pack_product; bias may be null
+  const float *weight, *bias;  // packed by pack_product, in bfloat16 pairs of numbers; bias may be null
   Rows add[2];
   void* y;
   Activation activation;
@@ -168,10 +168,13 @@ struct Kernels {
   void (*wavelets)(const Wavelets&, long image, long block, float* room);
   void (*wavelets_bfloat16)(const Wavelets&, long image, long block, float* room);
   // Rows row ... last - 1 and panels begin ... end - 1, each of `panel` columns, the last one perhaps of half of
-  // them; `block` rows of a panel at most are computed at once.
-  void (*product)(const Product&, long row, long last, long begin, long end);
+  // them; `block` rows of a panel at most are computed at once. In bfloat16 for even K, and null where the processor
+  // has no instructions for it.
+  using Panels = void(const Product&, long row, long last, long begin, long end);
+  Panels *product, *product_bfloat16;
   long panel, block;
-  void (*pack_product)(const float* weight, long N, long K, float* packed);
+  using Pack = void(const void* weight, long N, long K, void* packed);
+  Pack *pack_product, *pack_product_bfloat16;
   void (*finish_bfloat16)(const Product&, const float* product, long rows);
   void (*affine_relu)(const Affine&, long rows);
   void (*affine_relu_bfloat16)(const Affine&, long rows);
@@ -188,7 +191,8 @@ struct Kernels {
    moments<float>, moments<Bfloat16>, scale_rows<float>, scale_rows<Bfloat16>,                        \
    gradient_sums<float>, gradient_sums<Bfloat16>, scale_gradient<float>, scale_gradient<Bfloat16>,    \
    mix_bands<float>, mix_bands<Bfloat16>,                                                             \
-   multiply_panels, 2 * kWidth, kBlockRows, pack_panels, finish_rows,                                 \
+   multiply_panels<float>, kPanelsBfloat16, 2 * kWidth, kBlockRows,                                   \
+   pack_panels<float>, pack_panels<Bfloat16>, finish_rows,                                            \
    affine_relu<float>, affine_relu<Bfloat16>, norm_gate<float>, norm_gate<Bfloat16>,                  \
    channel_means<float>, channel_means<Bfloat16>}
 

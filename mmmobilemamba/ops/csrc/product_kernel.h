@@ -32,11 +32,27 @@ static inline long vec_column(long column, long v, long N) {
   return last < 0 ? 0 : place < last ? place : last;
 }
 
+// Numbers that one step takes of a row: a pair in bfloat16, for which there is one instruction.
+template <typename T>
+constexpr long kStep = sizeof(float) / sizeof(T);
+
+// sum += x[0] · w, where x is one number and w one for each column.
+static inline Vec multiply_add(Vec sum, const float* x, Vec w) { return sum + *x * w; }
+
+#ifdef BFLOAT16_INSTRUCTIONS
+// sum += x[0] · w[0] + x[1] · w[1], where w holds a pair for each column.
+static inline Vec multiply_add(Vec sum, const Bfloat16* x, Vec w) {
+  int pair;
+  __builtin_memcpy(&pair, x, sizeof pair);
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)w);
+}
+#endif
+
 // y ← activation(sums + add). Unrolled loops keep the sums in registers; the others work on a copy in memory.
-template <long rows, long vecs>
+template <typename T, long rows, long vecs>
 static inline __attribute__((always_inline)) void finish_block(const Product& p, long row, const long* places,
                                                                Vec (&sums)[rows][vecs]) {
-  float* const y = (float*)p.y + row * p.y_stride;
+  T* const y = (T*)p.y + row * p.y_stride;
   if (p.N < kWidth || p.activation == Activation::kSwish) {
     Vec all[rows][vecs];
     UNROLL for (long r = 0; r < rows; ++r)
@@ -45,14 +61,14 @@ static inline __attribute__((always_inline)) void finish_block(const Product& p,
       for (long v = 0; v < vecs; ++v) {
         Vec sum = all[r][v];
         for (const auto& add : p.add)
-          if (add.data) sum += load_part((const float*)add.data + (row + r) * add.stride + places[v], p.N);
+          if (add.data) sum += load_part((const T*)add.data + (row + r) * add.stride + places[v], p.N);
         store_part(y + r * p.y_stride + places[v], activated(sum, p.activation), p.N);
       }
     return;
   }
   for (const auto& add : p.add) {
     if (!add.data) continue;
-    const float* const from = (const float*)add.data + row * add.stride;
+    const T* const from = (const T*)add.data + row * add.stride;
     UNROLL for (long r = 0; r < rows; ++r)
       UNROLL for (long v = 0; v < vecs; ++v) sums[r][v] += load_vec(from + r * add.stride + places[v]);
   }
@@ -63,7 +79,7 @@ static inline __attribute__((always_inline)) void finish_block(const Product& p,
     UNROLL for (long v = 0; v < vecs; ++v) store_vec(y + r * p.y_stride + places[v], sums[r][v]);
 }
 
-template <long rows, long vecs>
+template <typename T, long rows, long vecs>
 static inline void multiply(const Product& p, long row, long column, const float* weight, Ahead ahead) {
   long places[vecs];
   Vec sums[rows][vecs];
@@ -72,25 +88,25 @@ static inline void multiply(const Product& p, long row, long column, const float
     const Vec start = p.bias ? load_part(p.bias + places[v], p.N) : Vec{};
     UNROLL for (long r = 0; r < rows; ++r) sums[r][v] = start;
   }
-  const float* x = (const float*)p.x + row * p.x_stride;
+  const T* x = (const T*)p.x + row * p.x_stride;
   const long length = p.K / p.segments;
   for (long s = 0; s < p.segments; ++s, x += p.x_segment)
-    for (long k = 0; k < length; ++k, weight += vecs * kWidth, ahead.weight += ahead.step) {
+    for (long k = 0; k < length; k += kStep<T>, weight += vecs * kWidth, ahead.weight += ahead.step) {
       __builtin_prefetch(ahead.weight, 0, 2);
       Vec w[vecs];
       UNROLL for (long v = 0; v < vecs; ++v) w[v] = load_vec(weight + v * kWidth);
       UNROLL for (long r = 0; r < rows; ++r) {
-        const float factor = x[r * p.x_stride + k];
-        UNROLL for (long v = 0; v < vecs; ++v) sums[r][v] += factor * w[v];
+        const T* const factor = x + r * p.x_stride + k;
+        UNROLL for (long v = 0; v < vecs; ++v) sums[r][v] = multiply_add(sums[r][v], factor, w[v]);
       }
     }
-  finish_block<rows, vecs>(p, row, places, sums);
+  finish_block<T, rows, vecs>(p, row, places, sums);
 }
 
-template <long vecs, long rows = kBlockRows>
+template <typename T, long vecs, long rows = kBlockRows>
 static void multiply_rows(long n, const Product& p, long row, long column, const float* weight, Ahead ahead) {
-  if (n == rows) return multiply<rows, vecs>(p, row, column, weight, ahead);
-  if constexpr (rows > 1) multiply_rows<vecs, rows - 1>(n, p, row, column, weight, ahead);
+  if (n == rows) return multiply<T, rows, vecs>(p, row, column, weight, ahead);
+  if constexpr (rows > 1) multiply_rows<T, vecs, rows - 1>(n, p, row, column, weight, ahead);
 }
 
 // Weights lie in panels of two vectors of columns, the last one perhaps of one.
@@ -102,33 +118,43 @@ static inline long panel_column(long panel, long N) {
 }
 
 // Rows row ... last - 1, columns of the panels begin ... end - 1.
+template <typename T>
 static void multiply_panels(const Product& p, long row, long last, long begin, long end) {
-  constexpr long kCached = 1 << 18;  // numbers of x that stay in the second-level cache for all panels
-  const long most = kCached / p.K > kBlockRows ? kCached / p.K : kBlockRows;
+  constexpr long kCached = 1 << 18;  // steps of x that stay in the second-level cache for all panels
+  const long steps = p.K / kStep<T>, most = kCached / steps > kBlockRows ? kCached / steps : kBlockRows;
   while (row < last) {
     const long n = last - row < most ? last - row : most, blocks = (n + kBlockRows - 1) / kBlockRows;
     for (long panel = begin; panel < end; ++panel) {
       const long column = panel_column(panel, p.N);
-      const float* const weight = p.weight + 2 * panel * kWidth * p.K;
-      Ahead ahead{weight + 2 * kWidth * p.K, 2 * kWidth / blocks};
-      for (long i = 0; i < blocks; ++i, ahead.weight += ahead.step * p.K) {
+      const float* const weight = p.weight + 2 * panel * kWidth * steps;
+      Ahead ahead{weight + 2 * kWidth * steps, 2 * kWidth / blocks};
+      for (long i = 0; i < blocks; ++i, ahead.weight += ahead.step * steps) {
         const long from = n * i / blocks, rows = n * (i + 1) / blocks - from;
-        if (panel_vecs(panel, p.N) == 2) multiply_rows<2>(rows, p, row + from, column, weight, ahead);
-        else multiply_rows<1>(rows, p, row + from, column, weight, ahead);
+        if (panel_vecs(panel, p.N) == 2) multiply_rows<T, 2>(rows, p, row + from, column, weight, ahead);
+        else multiply_rows<T, 1>(rows, p, row + from, column, weight, ahead);
       }
     }
     row += n;
   }
 }
 
-static void pack_panels(const float* weight, long N, long K, float* packed) {
+template <typename T>
+static void pack_panels(const void* weights, long N, long K, void* packed) {
+  const T* const weight = (const T*)weights;
+  T* to = (T*)packed;
   for (long panel = 0; 2 * panel * kWidth < N; ++panel)
-    for (long k = 0; k < K; ++k)
+    for (long k = 0; k < K; k += kStep<T>)
       for (long c = 0; c < panel_vecs(panel, N) * kWidth; ++c) {
         const long n = vec_column(panel_column(panel, N), c / kWidth, N) + c % kWidth;
-        *packed++ = n < N ? weight[n * K + k] : 0.0f;
+        for (long i = 0; i < kStep<T>; ++i) *to++ = n < N ? weight[n * K + k + i] : T();
       }
 }
+
+#ifdef BFLOAT16_INSTRUCTIONS
+constexpr Kernels::Panels* kPanelsBfloat16 = multiply_panels<Bfloat16>;
+#else
+constexpr Kernels::Panels* kPanelsBfloat16 = nullptr;
+#endif
 
 // y ← activation(x + bias + add) in bfloat16, where the product x lies in float32.
 static void finish_rows(const Product& p, const float* x, long rows) {

@@ -1,5 +1,5 @@
-// Products of matrices on CPUs: in float32 by product_kernel.h, in bfloat16 by oneDNN where the processor has
-// instructions for it, else in float32 too. The operator packs weights for them.
+// Products of matrices on CPUs by product_kernel.h, but in bfloat16 by oneDNN where the processor has registers for
+// matrices (AMX), and in float32 where it has no instructions for bfloat16. The operator packs weights for them.
 
 #include "products.h"
 
@@ -23,7 +23,7 @@ namespace blas = at::native::cpublas;
 // Of a product in bfloat16: one that the first-level cache holds, and oneDNN is slow for numbers of inputs in between.
 constexpr long kRows = 64, kColumns = 128, kInputs = 32;
 
-bool in_bfloat16() {
+bool by_onednn() {
 #ifdef BRGEMM
   return blas::could_pack(at::kBFloat16);
 #else
@@ -98,12 +98,37 @@ Product from_row(Product p, long row) {
 
 Product completed(const Linear& w, Product p) {
   p.K = w.K, p.N = w.N;
-  p.weight = w.weight.scalar_type() == at::kFloat ? w.weight.const_data_ptr<float>() : nullptr;
+  p.weight = (const float*)w.weight.const_data_ptr();
   p.bias = w.bias.const_data_ptr<float>();
   return p;
 }
 
 long packed_size(long N, long K) { return count(N, kernels().panel / 2) * (kernels().panel / 2) * K; }
+
+// Numbers of weights in bfloat16, none where the product is one in float32.
+long packed_size_bfloat16(long N, long K) {
+  if (by_onednn()) return N * padded(K);
+  return kernels().product_bfloat16 && K % 2 == 0 ? packed_size(N, K) : 0;
+}
+
+// Blocks of rows, panel after panel.
+void multiply_panels(Kernels::Panels* run, const Product& p, long rows) {
+  // In units of half a block, for those of the last panel may be no more.
+  const long half = kernels().panel / 2, halves = count(p.N, half), blocks = count(rows, kernels().block);
+  const long full = halves / 2 * blocks;
+  const auto block = [&](long unit) { return unit < 2 * full ? unit / 2 : unit - full; };
+  constexpr long kReading = 16;  // rows whose products take as long as it takes to read the weights
+  const long cost = count(std::max(rows, kReading), std::max(1L, blocks)) * p.K * half;
+  at::parallel_for(0, halves * blocks, grain(cost), [&](int64_t begin, int64_t end) {
+    for (long at = block(begin), last = block(end); at < last;) {
+      // Whole panels at once, else what there is of one.
+      const long panel = at / blocks, first = at % blocks, n = std::min(blocks - first, last - at);
+      const long panels = n == blocks ? (last - at) / blocks : 1;
+      run(p, rows * first / blocks, rows * (first + n) / blocks, panel, panel + panels);
+      at += n * panels;
+    }
+  });
+}
 
 }  // namespace
 
@@ -117,42 +142,28 @@ void* scratch(Slot slot, size_t bytes) {
 
 long padded_stride(long K, float) { return K; }
 
-long padded_stride(long K, Bfloat16) { return in_bfloat16() ? padded(K) : K; }
+long padded_stride(long K, Bfloat16) { return by_onednn() ? padded(K) : K; }
 
 Linear linear(const at::Tensor& weight, const at::Tensor& bias, long K) {
   const long N = bias.numel();
+  const bool in_bfloat16 = weight.scalar_type() == at::kBFloat16;
   TORCH_CHECK(bias.scalar_type() == at::kFloat && bias.is_contiguous() && weight.is_contiguous(),
               "product: the bias must be contiguous float32, the weights packed");
-  TORCH_CHECK(weight.scalar_type() == at::kFloat
-                  ? weight.numel() == packed_size(N, K)
-                  : weight.scalar_type() == at::kBFloat16 && in_bfloat16() && weight.numel() == N * padded(K),
+  TORCH_CHECK((in_bfloat16 || weight.scalar_type() == at::kFloat) && weight.numel() > 0
+                  && weight.numel() == (in_bfloat16 ? packed_size_bfloat16(N, K) : packed_size(N, K)),
               "product: the packed weights do not fit to ", K, " inputs and ", N, " outputs");
-  return {weight, bias, K, N};
+  return {weight, bias, K, N, in_bfloat16 && by_onednn()};
 }
 
 void multiply(const Linear& w, Product p, long rows, float) {
-  p = completed(w, p);
-  TORCH_CHECK(p.weight, "product: weights in bfloat16 for pixels in float32");
-  // Blocks of rows, panel after panel; in units of half a block, for those of the last panel may be no more.
-  const long half = kernels().panel / 2, halves = count(w.N, half), blocks = count(rows, kernels().block);
-  const long full = halves / 2 * blocks;
-  const auto block = [&](long unit) { return unit < 2 * full ? unit / 2 : unit - full; };
-  constexpr long kReading = 16;  // rows whose products take as long as it takes to read the weights
-  const long cost = count(std::max(rows, kReading), std::max(1L, blocks)) * w.K * half;
-  at::parallel_for(0, halves * blocks, grain(cost), [&](int64_t begin, int64_t end) {
-    for (long at = block(begin), last = block(end); at < last;) {
-      // Whole panels at once, else what there is of one.
-      const long panel = at / blocks, first = at % blocks, n = std::min(blocks - first, last - at);
-      const long panels = n == blocks ? (last - at) / blocks : 1;
-      kernels().product(p, rows * first / blocks, rows * (first + n) / blocks, panel, panel + panels);
-      at += n * panels;
-    }
-  });
+  TORCH_CHECK(w.weight.scalar_type() == at::kFloat, "product: weights in bfloat16 for pixels in float32");
+  multiply_panels(kernels().product, completed(w, p), rows);
 }
 
 void multiply(const Linear& w, Product p, long rows, Bfloat16) {
   p = completed(w, p);
-  const bool converted = p.weight;
+  const bool converted = w.weight.scalar_type() == at::kFloat;
+  if (!converted && !w.for_onednn) return multiply_panels(kernels().product_bfloat16, p, rows);
   const long threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   const long tiles = count(rows, kRows), share = count(count(w.N, threads), 64) * 64;
   const long columns = converted ? w.N : std::min(kColumns, share), pieces = count(w.N, columns);
@@ -173,12 +184,15 @@ namespace {
 at::Tensor pack_weights(const at::Tensor& weight) {
   TORCH_CHECK(weight.dim() == 2, "product: expected weights (N, K), given are ", weight.dim(), " dimensions");
   const long N = weight.size(0), K = weight.size(1);
-  if (weight.scalar_type() == at::kBFloat16 && in_bfloat16()) {  // (K/2, N, 2)
+  const bool in_bfloat16 = weight.scalar_type() == at::kBFloat16 && packed_size_bfloat16(N, K);
+  if (in_bfloat16 && by_onednn()) {  // (K/2, N, 2)
     const at::Tensor wide = at::constant_pad_nd(weight, {0, padded(K) - K});
     return wide.view({N, -1, 2}).transpose(0, 1).contiguous();
   }
-  const at::Tensor from = weight.to(at::kFloat).contiguous(), packed = at::empty({packed_size(N, K)}, from.options());
-  kernels().pack_product(from.const_data_ptr<float>(), N, K, packed.data_ptr<float>());
+  const at::Tensor from = weight.to(in_bfloat16 ? at::kBFloat16 : at::kFloat).contiguous();
+  const at::Tensor packed = at::empty({packed_size(N, K)}, from.options());
+  const auto pack = in_bfloat16 ? kernels().pack_product_bfloat16 : kernels().pack_product;
+  pack(from.const_data_ptr(), N, K, packed.mutable_data_ptr());
   return packed;
 }
 

@@ -16,6 +16,7 @@
 struct Linear {
   at::Tensor weight, bias;
   long K, N;
+  bool for_onednn;
 };
 
 // Packed `weight` and float32 `bias` (N) of a product with K inputs.
