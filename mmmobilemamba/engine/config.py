@@ -19,7 +19,7 @@ from .channels import check_channels, set_arch
 from .config_nodes import custom_hooks, innermost_test_dataset, type_name
 from .cpu_amp_optim_wrapper import DTYPES as CPU_AMP_DTYPES
 from .launch import keep_early_log
-from .options import merge_options
+from .options import check_settings, merge_options
 
 WRITTEN_FOR_TRIAL = 2**20  # bytes
 
@@ -34,8 +34,8 @@ def load_config(path: str, options: dict[str, Any] | None = None, arch: str | No
 
     Raises:
         UserError: If the file does not exist, is no Python, needs a package that is not installed, or has
-            no model, or an option has no place in it, or if a neck or head expects other channels than the
-            MobileMamba of the config gives.
+            no model or a setting that what is built of it does not have, or an option has no place in it, or
+            if a neck or head expects other channels than the MobileMamba of the config gives.
     """
     keep_early_log()
     file = Path(path)
@@ -64,6 +64,7 @@ def load_config(path: str, options: dict[str, Any] | None = None, arch: str | No
     merge_options(cfg, options or {})
     if not cfg.get('model'):
         raise UserError(f'The config {path!r} has no model. Inherit one by _base_ or write model=dict(…).')
+    check_settings(cfg)
     if arch is not None:
         set_arch(cfg, arch)
     check_channels(cfg)

@@ -1,8 +1,8 @@
-"""Changes to a config from the command line."""
+"""Changes to a config from the command line, and a look at all its settings."""
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from ..datasets.layout import shorten
 from ..errors import UserError
-from .parameters import parameters_at
+from .parameters import parameters_at, typed_parts
 
 # What a run reads of its config; all else there are helper variables, already put to use in the file.
 SETTINGS = (
@@ -41,7 +41,7 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
                 f'which may be a helper variable of the config file. Settings are {", ".join(places)}.'
             )
     for name in options:
-        _check_what_is_new(cfg, name, options)
+        _report_what_is_new(cfg, name, options)
     try:
         cfg.merge_from_dict(options)
     except (AttributeError, KeyError, TypeError) as error:
@@ -90,34 +90,54 @@ def _follow(cfg: Config, name: str) -> tuple[int, Any]:
     return len(words), node
 
 
-def _check_what_is_new(cfg: Config, name: str, options: dict[str, Any]) -> None:
-    """Look at a setting below the top that the config does not have, as a misspelt one would not have.
+def check_settings(cfg: Config) -> None:
+    """Look for settings that what is built does not have, in all of a config.
 
-    Where it is certain that no such setting exists, it is refused, where it may exist, told of.
+    MMEngine's own error would be a traceback, or none: what it does not read at the top has no effect.
+
+    Raises:
+        UserError: If it is certain that there is no such setting.
     """
+    for name in cfg:
+        # Most are helper variables, and some of those have similar names.
+        if name not in SETTINGS and (similar := get_close_matches(name, SETTINGS, 1, 0.9)):
+            print_log(
+                f'{name} in {cfg.filename} has no effect on a run by itself; did you mean {similar[0]}?',
+                logger='current',
+                level=logging.WARNING,
+            )
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        if isinstance(hook, dict) and 'type' not in hook:
+            similar = _similar(name, [key for key in cfg.default_hooks if key != name])
+            raise UserError(f'default_hooks.{name} has no type, and so is no hook{similar}')
+    for place, part in typed_parts(cfg):
+        takes = parameters_at(cfg, place, part.get('type'))
+        for name in part if takes and takes.are_all else ():
+            if name not in takes:
+                raise UserError(
+                    f'{".".join(place)}.{name}: {takes.of} has no setting {name!r}'
+                    f'{_similar(name, takes.names)} It has {shorten(takes.names, 16)}.'
+                )
+
+
+def _similar(name: str, names: Iterable[str]) -> str:
+    similar = get_close_matches(name, names)
+    return f'; did you mean {" or ".join(map(repr, similar))}?' if similar else '.'
+
+
+def _report_what_is_new(cfg: Config, name: str, options: dict[str, Any]) -> None:
+    """Log a setting below the top that the config does not have, as a misspelt one would not have."""
     words = name.split('.')
     known, node = _follow(cfg, name)
-    if not 0 < known < len(words) or not isinstance(node, dict):
+    if not 0 < known < len(words) or not isinstance(node, dict) or words[:known] == ['default_hooks']:
         return
     place, new = '.'.join(words[:known]), words[known]
     takes = parameters_at(cfg, words[:known], options.get(f'{place}.type', node.get('type')))
-    of_new_hook = place == 'default_hooks' and f'{place}.{new}.type' in options
-    if of_new_hook or (takes and new in takes):
+    if takes and (takes.are_all or new in takes):  # check_settings refuses the others
         return
-    similar = get_close_matches(new, {*map(str, node), *(takes.names if takes else ())})
-    hint = f'; did you mean {" or ".join(map(repr, similar))}?' if similar else '.'
-    if takes and takes.are_all:
-        raise UserError(
-            f'--cfg-options {name}={options[name]}: {takes.of} has no setting {new!r}{hint} It has '
-            f'{shorten(takes.names, 16)}.'
-        )
-    if place == 'default_hooks':
-        raise UserError(
-            f'--cfg-options {name}={options[name]}: there is no hook {new!r} in {place}{hint} A new one '
-            f'needs {place}.{new}.type.'
-        )
+    similar = _similar(new, {*map(str, node), *(takes.names if takes else ())})
     print_log(
-        f'--cfg-options {name} adds {new!r} to {place}, which had no such setting{hint}',
+        f'--cfg-options {name} adds {new!r} to {place}, which had no such setting{similar}',
         logger='current',
         level=logging.WARNING,
     )

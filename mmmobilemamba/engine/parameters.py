@@ -70,6 +70,22 @@ class Parameters:
         return name in self.names or name in self.taken_out
 
 
+def typed_parts(cfg: Config) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """The parts of a config that something is built of, and the words of their names."""
+    for top in REGISTRIES:
+        yield from _dicts(cfg.get(top), [top])
+
+
+def _dicts(node: Any, place: list[str]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    if isinstance(node, dict):
+        yield place, node
+    if not isinstance(node, dict | list | tuple):
+        return
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for name, value in items:
+        yield from _dicts(value, [*place, str(name)])
+
+
 def parameters_at(cfg: Config, place: Sequence[str], kind: str | type | None) -> Parameters | None:
     """Settings of a part of a config; None if it is unknown what is built of it.
 
@@ -137,12 +153,23 @@ def _constructors(built: type) -> Iterator[Any]:
 
 
 def _has_keywords(function: Any) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    return _keywords(function) is not None
+
+
+def _keywords(function: Any) -> str | None:
+    """Name of the parameter that takes what has none of its own."""
+    parameters = inspect.signature(function).parameters.items()
+    return next((name for name, p in parameters if p.kind is p.VAR_KEYWORD), None)
 
 
 def _hands_on_as_it_is(function: Any) -> bool:
     """Whether what a constructor does not know goes to the one of the parent class, and nowhere else."""
-    if not _has_keywords(function) or function is CheckpointHook.__init__:
+    if function in (CheckpointHook.__init__, Runner.save_checkpoint):
+        return True
+    if hasattr(function, '__wrapped__'):  # by what may rename settings
+        return False
+    keywords = _keywords(function)
+    if keywords is None:
         return True
     try:
         text = inspect.getsource(function)
@@ -150,4 +177,4 @@ def _hands_on_as_it_is(function: Any) -> bool:
         return False
     own = function.__qualname__.rpartition('.')[0].rpartition('.')[2]
     to_parent = re.search(rf'super\((?:{own}, self)?\)\.__init__\((?:[^()]|\([^()]*\))*\*\*', text)
-    return to_parent is not None and not re.search(r'kwargs(\.|\[)', text)
+    return to_parent is not None and not re.search(rf'\b{keywords}(\.|\[)', text)

@@ -92,14 +92,27 @@ class TestLoadConfig:
             ('train_cfg.max_epoch', "EpochBasedTrainLoop .* 'max_epochs'"),
             ('optim_wrapper.optimizer.Lr', 'AdamW .* It has lr, betas'),
             ('default_hooks.checkpoint.intervall', "CheckpointHook .* 'interval'"),
-            ('default_hooks.checkpont.interval', "no hook 'checkpont' .* 'checkpoint'. A new one needs"),
+            ('default_hooks.checkpont.interval', "is no hook; did you mean 'checkpoint'"),
             ('val_evaluator.metrics', "CocoMetric .* 'metric'"),
             ('param_scheduler.1.tmax', "CosineAnnealingLR .* 'T_max'"),
         ],
     )
     def test_a_setting_that_does_not_exist_is_refused(self, det_config, name, words):
-        with pytest.raises(UserError, match=f'--cfg-options {name}=1: .*{words}'):
+        with pytest.raises(UserError, match=words):
             engine.load_config(str(det_config), {name: 1})
+
+    def test_one_in_a_config_file_is_refused(self, det_config):
+        det_config.write_text(det_config.read_text() + '\nmodel = dict(neck=dict(out_chanels=64))\n')
+        with pytest.raises(UserError, match="^model.neck.out_chanels: EfficientViTFPN .*'out_channels'"):
+            engine.load_config(str(det_config))
+
+    def test_misspelt_names_at_the_top_are_told_of(self, det_config, monkeypatch):
+        said = []
+        monkeypatch.setattr(options_module, 'print_log', lambda text, **_: said.append(text))
+        det_config.write_text(det_config.read_text() + '\ncustom_hook = []\nmy_hooks = []\n')
+        engine.load_config(str(det_config))
+        (line,) = said
+        assert line.startswith('custom_hook in ') and line.endswith('did you mean custom_hooks?')
 
     def test_settings_that_have_no_effect_are_told_of(self, det_config, coco_root, monkeypatch):
         options = {

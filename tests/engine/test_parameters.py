@@ -1,20 +1,9 @@
 """Published configs have valid settings only."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 from mmengine.config import Config
 
-from mmmobilemamba.engine.parameters import REGISTRIES, parameters_at
-
-
-def parts(node: Any, place: list[str]) -> Iterator[tuple[list[str], dict]]:
-    if isinstance(node, dict):
-        yield place, node
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for name, value in items:
-        yield from parts(value, [*place, str(name)])
+from mmmobilemamba.engine.parameters import parameters_at, typed_parts
 
 
 @pytest.mark.parametrize(
@@ -34,10 +23,9 @@ def test_published_settings_are_valid(tmp_path, base):
     (tmp_path / 'x.py').write_text(f'_base_ = {base!r}')
     cfg = Config.fromfile(tmp_path / 'x.py')
     known = 0
-    for top in REGISTRIES:
-        for place, node in parts(cfg.get(top), [top]):
-            takes = parameters_at(cfg, place, node.get('type'))
-            if takes is not None:
-                known += 1
-                assert not takes.are_all or not [name for name in node if name not in takes], place
+    for place, part in typed_parts(cfg):
+        takes = parameters_at(cfg, place, part.get('type'))
+        if takes is not None:
+            known += 1
+            assert not takes.are_all or not [name for name in part if name not in takes], place
     assert known > 40
