@@ -78,6 +78,14 @@ def user_errors_reported() -> Iterator[None]:
         yield
     except UserError as error:
         sys.exit(f'error: {error}')
+    except ValueError as error:
+        if 'Expected more than 1 value per channel when training' not in str(error):
+            raise
+        sys.exit(
+            f'error: A batch norm was to train on one value per channel ({error}). The heads of PSPNet and '
+            'DeepLabv3 pool each image to one pixel, and so need two images in a batch, or SyncBN over '
+            'several GPUs: set train_dataloader.batch_size higher, or norm_cfg.type of the head to SyncBN.'
+        )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from mmmobilemamba.checkpoint import CheckpointError
 from mmmobilemamba.engine import common_parser, user_errors_reported
@@ -15,6 +16,13 @@ def test_user_errors_end_with_their_message_alone(kind):
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ValueError, match='a bug'), user_errors_reported():
         raise ValueError('a bug')
+
+
+def test_batch_norms_of_one_value_are_explained():
+    norm = torch.nn.BatchNorm2d(4)
+    told = 'error: A batch norm .*set train_dataloader.batch_size'
+    with pytest.raises(SystemExit, match=told), user_errors_reported():
+        norm(torch.randn(1, 4, 1, 1))
 
 
 def test_an_option_without_a_value_is_refused(capsys):

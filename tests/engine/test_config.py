@@ -228,6 +228,17 @@ class TestTrainingOptions:
         with pytest.raises(UserError, match=f'max_epochs is {length!r}; allowed are integers from 1'):
             engine.add_safeguards(cfg)
 
+    @pytest.mark.parametrize(
+        ('crop', 'fits'), [((512, 512), True), (256, True), ([512, 640], False), (640, False)]
+    )
+    def test_crops_larger_than_what_images_are_padded_to(self, crop, fits):
+        cfg = simple_config('mmseg')
+        cfg.model.data_preprocessor = dict(type='SegDataPreProcessor', size=(512, 512))
+        cfg.train_dataloader.dataset.dataset.pipeline = [dict(type='RandomCrop', crop_size=crop)]
+        name = 'train_dataloader.dataset.dataset.pipeline.0.crop_size'
+        with nullcontext() if fits else pytest.raises(UserError, match=f'{name} is .*, but .*Set both'):
+            engine.add_safeguards(cfg)
+
     COCO = dict(type='CocoMetric', metric=['bbox', 'segm'])
     IOU = dict(type='IoUMetric', iou_metrics=['mIoU', 'mFscore'])
 
