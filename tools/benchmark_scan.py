@@ -13,6 +13,7 @@ from mmmobilemamba.benchmark.timing import Timing, stopwatch
 from mmmobilemamba.engine import user_errors_reported
 from mmmobilemamba.errors import UserError
 from mmmobilemamba.evaluation.load import check_device, device_name
+from mmmobilemamba.malloc import keep_freed_memory
 from mmmobilemamba.ops import (
     available_backends,
     bidirectional_selective_scan,
@@ -185,6 +186,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     with user_errors_reported():
         device = check_device(args.device)
+        if device.type == 'cpu':
+            keep_freed_memory()  # as the tools that train and test
         backends = {states: backends_for(args, device, states) for states in args.states}
         print(f'torch {torch.__version__}, {device_name(device)}')
         for batch, channels, states, length, directions, layout, dtype in product(
