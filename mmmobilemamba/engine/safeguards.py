@@ -61,7 +61,7 @@ def add_safeguards(cfg: Config) -> None:
 
 def _check_crops(cfg: Config) -> None:
     """Compare the sizes to which images are cut and padded, for those in between could not be stacked."""
-    padded = (cfg.model.get('data_preprocessor') or {}).get('size')
+    padded = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('size')
     for place, part in typed_parts(cfg):
         if place[0] != 'train_dataloader' or type_name(part) != 'RandomCrop':
             continue
