@@ -3,6 +3,7 @@
 import argparse
 import errno
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,20 @@ from mmengine.config import DictAction
 
 from ..arch import ARCHS
 from ..errors import UserError
+
+# What an error of PyTorch in a function of others has to do with the config.
+ADVICE = {
+    ('_verify_batch_size', 'Expected more than 1 value per channel'): (
+        'A batch norm was to train on one value per channel. The heads of PSPNet and DeepLabv3 pool each '
+        'image to one pixel, and so need two images in a batch, or SyncBN over several GPUs: set '
+        'train_dataloader.batch_size higher, drop_last=True beside it, or norm_cfg.type of the head to '
+        'SyncBN.'
+    ),
+    ('stack_batch', 'stack expects each tensor to be equal size'): (
+        'Images of several sizes came into one batch. Those smaller than the crop are padded to '
+        'model.data_preprocessor.size: set it to the crop_size of the training pipeline.'
+    ),
+}
 
 
 def common_parser(description: str) -> argparse.ArgumentParser:
@@ -78,14 +93,12 @@ def user_errors_reported() -> Iterator[None]:
         yield
     except UserError as error:
         sys.exit(f'error: {error}')
-    except ValueError as error:
-        if 'Expected more than 1 value per channel when training' not in str(error):
-            raise
-        sys.exit(
-            f'error: A batch norm was to train on one value per channel ({error}). The heads of PSPNet and '
-            'DeepLabv3 pool each image to one pixel, and so need two images in a batch, or SyncBN over '
-            'several GPUs: set train_dataloader.batch_size higher, or norm_cfg.type of the head to SyncBN.'
-        )
+    except (RuntimeError, ValueError) as error:
+        functions = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        for (function, words), advice in ADVICE.items():
+            if function in functions and words in str(error):
+                sys.exit(f'error: {advice} ({error})')
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

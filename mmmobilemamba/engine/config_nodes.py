@@ -10,7 +10,7 @@ from ..errors import UserError
 def type_name(node: dict[str, Any]) -> str:
     """Name of a node's ``type`` without scope and module; '' if it has none."""
     kind = node.get('type', '')
-    return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
+    return kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
 
 
 def custom_hooks(cfg: Config) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,7 +13,7 @@ from mmengine.runner import Runner
 
 from ..datasets.layout import shorten
 from ..errors import UserError
-from .parameters import parameters_at, typed_parts
+from .parameters import parameters_of, parts
 
 # What a run reads of its config; all else there are helper variables, already put to use in the file.
 SETTINGS = (
@@ -106,16 +107,22 @@ def check_settings(cfg: Config) -> None:
                 logger='current',
                 level=logging.WARNING,
             )
-    for name, hook in (cfg.get('default_hooks') or {}).items():
+    hooks = cfg.get('default_hooks') or {}
+    if not isinstance(hooks, dict):
+        raise UserError(f'default_hooks is {hooks!r}; allowed is a dict of hooks by their names.')
+    for name, hook in hooks.items():
         if isinstance(hook, dict) and 'type' not in hook:
-            similar = _similar(name, [key for key in cfg.default_hooks if key != name])
-            raise UserError(f'default_hooks.{name} has no type, and so is no hook{similar}')
-    for place, part in typed_parts(cfg):
-        takes = parameters_at(cfg, place, part.get('type'))
-        for name in part if takes and takes.are_all else ():
+            similar = _similar(name, [key for key in hooks if key != name])
+            raise UserError(
+                f'default_hooks.{name} has no type, and so is no hook{similar} A new one needs '
+                f'default_hooks.{name}.type.'
+            )
+    for part in parts(cfg):
+        takes = parameters_of(part)
+        for name in part.settings if takes and takes.are_all else ():
             if name not in takes:
                 raise UserError(
-                    f'{".".join(place)}.{name}: {takes.of} has no setting {name!r}'
+                    f'{".".join(part.place)}.{name}: {takes.of} has no setting {name!r}'
                     f'{_similar(name, takes.names)} It has {shorten(takes.names, 16)}.'
                 )
 
@@ -132,7 +139,10 @@ def _report_what_is_new(cfg: Config, name: str, options: dict[str, Any]) -> None
     if not 0 < known < len(words) or not isinstance(node, dict) or words[:known] == ['default_hooks']:
         return
     place, new = '.'.join(words[:known]), words[known]
-    takes = parameters_at(cfg, words[:known], options.get(f'{place}.type', node.get('type')))
+    part = next((p for p in parts(cfg) if '.'.join(p.place) == place), None)
+    if part is not None and f'{place}.type' in options:
+        part = replace(part, settings=dict(type=options[f'{place}.type']))
+    takes = part and parameters_of(part)
     if takes and (takes.are_all or new in takes):  # check_settings refuses the others
         return
     similar = _similar(new, {*map(str, node), *(takes.names if takes else ())})

@@ -1,18 +1,24 @@
 """Which settings the parts of a config can have, told by what is built of them."""
 
+import ast
 import inspect
-import re
+import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from mmengine import registry
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hooks import CheckpointHook
+from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
 from ..datasets.data_root import LOADERS
+from .config_nodes import type_name
 
 # Where to look for the types below a setting of the top.
 REGISTRIES = dict(
@@ -37,7 +43,7 @@ WITHOUT_TYPE = dict(
     test_cfg=(TestLoop,),
 )
 # What MMEngine gives to what it builds, and what it takes out before, anywhere or below a setting of the top.
-GIVEN = ('self', 'runner', 'dataloader', 'evaluator', 'params')
+GIVEN = ('runner', 'dataloader', 'evaluator', 'params')
 TAKEN_OUT = ('type', '_scope_', '_delete_')
 TAKEN_OUT_BELOW = dict(
     # --amp makes another wrapper of it, which takes the last ones.
@@ -50,6 +56,62 @@ TAKEN_OUT_BELOW = dict(
 )
 
 
+# Those whose classes are known to take nothing out of the parts inside of theirs, but for what is told below.
+PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmmobilemamba', 'torch')
+
+
+@dataclass(frozen=True)
+class Part:
+    """A dict in a config, of which something may be built.
+
+    Attributes:
+        place: The words of its name.
+        settings: The dict.
+        scope: In which its type is looked up first.
+        in_other_code: Whether it is inside of one that code of other packages reads.
+    """
+
+    place: tuple[str, ...]
+    settings: dict[str, Any]
+    scope: str | None
+    in_other_code: bool = False
+
+    def built(self) -> tuple[type, ...]:
+        """The class of its type, or those that it may be of where it needs none."""
+        kind = self.settings.get('type')
+        if kind is None:
+            return WITHOUT_TYPE.get(self.place[0], ()) if len(self.place) == 1 else ()
+        found = _find(self.place[0], self.scope, kind) if isinstance(kind, str) else kind
+        return (found,) if inspect.isclass(found) else ()
+
+    def inside(self) -> Iterator['Part']:
+        """Itself and all parts inside."""
+        yield self
+        # Albumentations' transforms have names that others have too.
+        if type_name(self.settings) != 'Albu':
+            typed = 'type' in self.settings
+            other = typed and not any(c.__module__.split('.')[0] in PACKAGES for c in self.built())
+            scope = self.settings.get('_scope_', self.scope)
+            yield from _parts(self.settings, self.place, scope, self.in_other_code or other)
+
+
+def parts(cfg: Config) -> Iterator[Part]:
+    """The parts of a config that something may be built of."""
+    for top in REGISTRIES:
+        yield from _parts({top: cfg.get(top)}, (), cfg.get('default_scope'), False)
+
+
+def _parts(node: Any, place: tuple[str, ...], scope: str | None, in_other_code: bool) -> Iterator[Part]:
+    """Those inside a dict or a list."""
+    for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+        below = (*place, str(name))
+        if isinstance(value, dict):
+            scope_of_part = value.get('_scope_', scope)
+            yield from Part(below, value, scope_of_part, in_other_code).inside()
+        elif isinstance(value, list | tuple):
+            yield from _parts(value, below, scope, in_other_code)
+
+
 @dataclass(frozen=True)
 class Parameters:
     """Settings that a part of a config can have.
@@ -57,103 +119,82 @@ class Parameters:
     Attributes:
         of: Name of what is built.
         names: The settings, in the order of its parameters.
-        taken_out: Those that others read.
+        others: Those that MMEngine gives, or that are read elsewhere.
         are_all: Whether it is certain that all else is refused.
     """
 
     of: str
     names: tuple[str, ...]
-    taken_out: tuple[str, ...]
+    others: tuple[str, ...]
     are_all: bool
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names or name in self.taken_out
+        return name in self.names or name in self.others
 
 
-def typed_parts(cfg: Config) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The parts of a config that something is built of, and the words of their names."""
-    for top in REGISTRIES:
-        yield from _dicts(cfg.get(top), [top])
-
-
-def _dicts(node: Any, place: list[str]) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    if isinstance(node, dict):
-        yield place, node
-    if not isinstance(node, dict | list | tuple):
-        return
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for name, value in items:
-        yield from _dicts(value, [*place, str(name)])
-
-
-def parameters_at(cfg: Config, place: Sequence[str], kind: str | type | None) -> Parameters | None:
-    """Settings of a part of a config; None if it is unknown what is built of it.
-
-    Args:
-        cfg: The config.
-        place: The words of its name.
-        kind: Its type.
-    """
-    if kind is not None:
-        found = kind if callable(kind) else _find(cfg, place[0], kind)
-        built = () if found is None else (found,)
-    else:
-        built = WITHOUT_TYPE.get(place[0], ()) if len(place) == 1 else ()
-    if not built:
-        return None
+def parameters_of(part: Part) -> Parameters | None:
+    """Settings that a part of a config can have; None if it is unknown what is built of it."""
+    built = part.built()
     try:
-        return _parameters(place, built)
-    except ValueError:  # Compiled code has no signature.
+        return _parameters(part, built) if built else None
+    except (TypeError, ValueError):  # Compiled code has no signature.
         return None
 
 
-def _parameters(place: Sequence[str], built: Sequence[Any]) -> Parameters:
-    parts = [part for each in built for part in _functions(each)]
+def _parameters(part: Part, built: Sequence[type]) -> Parameters:
+    place = part.place
+    functions = [function for each in built for function in _functions(each)]
     names = dict.fromkeys(
         name
-        for function in parts
+        for function in functions
         for name, p in inspect.signature(function).parameters.items()
-        if name not in GIVEN and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        if name != 'self' and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     )
     # Layers are built by functions, and the losses of DETR by its heads, that take out more.
     of_layer = len(place) > 1 and (place[-1].endswith('_cfg') or place[-1] in ('dcn', 'loss_cls'))
-    open_ended = any(_has_keywords(_functions(each)[-1]) for each in built)
-    are_all = not of_layer and not open_ended and all(map(_hands_on_as_it_is, parts))
-    taken_out = (*TAKEN_OUT, *TAKEN_OUT_BELOW.get(place[0], ()))
-    return Parameters(' or '.join(each.__name__ for each in built), tuple(names), taken_out, are_all)
+    open_ended = any(_keywords(_functions(each)[-1]) for each in built)
+    uncertain = of_layer or open_ended or part.in_other_code
+    return Parameters(
+        ' or '.join(each.__name__ for each in built),
+        tuple(name for name in names if name not in GIVEN),
+        (*TAKEN_OUT, *TAKEN_OUT_BELOW.get(place[0], ()), *(name for name in names if name in GIVEN)),
+        not uncertain and all(map(_hands_on_as_it_is, functions)),
+    )
 
 
-def _find(cfg: Config, top: str, kind: str) -> Any:
-    for each in REGISTRIES.get(top, ()):
-        try:
-            with each.switch_scope_and_registry(cfg.get('default_scope')) as scoped:
-                if (found := scoped.get(kind)) is not None:
-                    return found
-        except (ImportError, KeyError, AssertionError):  # of a package that is not there
-            return None
+def _find(top: str, scope: str | None, kind: str) -> Any:
+    """What is registered under a name; unlike ``Registry.get``, this imports no module of that name."""
+    prefix, _, name = kind.rpartition('.')
+    scope = prefix or scope
+    if scope in MODULE2PACKAGE:
+        with suppress(ImportError):
+            import_module(f'{scope}.registry')
+    for root in REGISTRIES[top]:
+        for each in (root.children.get(scope), root):
+            if each is not None and name in _registered(each):
+                return _registered(each)[name]
     return None
 
 
-def _functions(built: Any) -> list[Any]:
+def _registered(registry: Registry) -> dict[str, Any]:
+    with suppress(ImportError):  # of what a package needs and is not there
+        registry.import_from_location()
+    return registry.module_dict
+
+
+def _functions(built: type) -> list[Any]:
     """The constructors that see the settings: one, and those it hands on to what it does not know."""
     if built is CheckpointHook:
         return [CheckpointHook.__init__, Runner.save_checkpoint]
-    if not inspect.isclass(built):
-        return [built]
-    found = list(_constructors(built))
-    return found or [built]
+    return list(_constructors(built)) or [built]
 
 
 def _constructors(built: type) -> Iterator[Any]:
     for each in built.__mro__:
         if '__init__' in vars(each) and each is not object:
             yield each.__init__
-            if not _has_keywords(each.__init__):
+            if not _keywords(each.__init__):
                 return
-
-
-def _has_keywords(function: Any) -> bool:
-    return _keywords(function) is not None
 
 
 def _keywords(function: Any) -> str | None:
@@ -172,9 +213,12 @@ def _hands_on_as_it_is(function: Any) -> bool:
     if keywords is None:
         return True
     try:
-        text = inspect.getsource(function)
-    except (OSError, TypeError):  # of compiled code
+        nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))))
+    except (OSError, SyntaxError, TypeError):  # of compiled code
         return False
     own = function.__qualname__.rpartition('.')[0].rpartition('.')[2]
-    to_parent = re.search(rf'super\((?:{own}, self)?\)\.__init__\((?:[^()]|\([^()]*\))*\*\*', text)
-    return to_parent is not None and not re.search(rf'\b{keywords}(\.|\[)', text)
+    parents = ('super().__init__', f'super({own}, self).__init__')
+    calls = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) in parents]
+    handed_on = [k.value for call in calls for k in call.keywords if k.arg is None]
+    uses = [n for n in nodes if isinstance(n, ast.Name) and n.id == keywords]
+    return bool(uses) and all(any(use is value for value in handed_on) for use in uses)

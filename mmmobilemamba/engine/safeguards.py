@@ -8,7 +8,6 @@ from mmengine.logging import print_log
 
 from ..errors import UserError
 from .config_nodes import custom_hooks, type_name
-from .parameters import typed_parts
 from .warm_up_check_hook import WARM_UPS
 
 HOOKS = ('SeedHook', 'OwnBestHook', 'StrideCheckHook', 'WarmUpCheckHook', 'FiniteLossHook')
@@ -22,8 +21,7 @@ def add_safeguards(cfg: Config) -> None:
     :class:`WarmUpCheckHook` and :class:`FiniteLossHook`.
 
     Raises:
-        UserError: If there is nothing to train on, no length of the training, or no such metric, or if
-            images of several sizes would come into one batch.
+        UserError: If there is nothing to train on, no length of the training, or no such metric.
     """
     if not cfg.get('train_dataloader'):
         raise UserError('The config has no train_dataloader, without which nothing can be trained.')
@@ -31,7 +29,6 @@ def add_safeguards(cfg: Config) -> None:
         length = (cfg.get('train_cfg') or {}).get(name, 1)
         if not isinstance(length, int) or length < 1:
             raise UserError(f'train_cfg.{name} is {length!r}; allowed are integers from 1 up.')
-    _check_crops(cfg)
     hooks = [h for h in custom_hooks(cfg) if h.get('type') not in HOOKS]
     cfg.custom_hooks = [*hooks, *(dict(type=name) for name in HOOKS)]
     if cfg.train_dataloader.get('persistent_workers'):
@@ -57,22 +54,6 @@ def add_safeguards(cfg: Config) -> None:
     elsewhere = ('backend_args', 'file_client_args')
     if not any(checkpoint.get(key) for key in elsewhere) and '://' not in str(checkpoint.get('out_dir')):
         checkpoint.backend_args = dict(backend='whole_file')
-
-
-def _check_crops(cfg: Config) -> None:
-    """Compare the sizes to which images are cut and padded, for those in between could not be stacked."""
-    padded = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('size')
-    for place, part in typed_parts(cfg):
-        if place[0] != 'train_dataloader' or type_name(part) != 'RandomCrop':
-            continue
-        crop = part.get('crop_size')
-        crop = (crop, crop) if isinstance(crop, int) else crop
-        if padded and crop and (crop[0] > padded[0] or crop[1] > padded[1]):
-            raise UserError(
-                f'{".".join(place)}.crop_size is {tuple(crop)}, but model.data_preprocessor.size is '
-                f'{tuple(padded)}: images smaller than the crop would be padded to that size, and not fit '
-                'into one batch with the others. Set both to the same.'
-            )
 
 
 def _check_metrics(cfg: Config, save_best: str | list[str] | None) -> None:

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from mmseg.structures import SegDataSample
+from mmseg.utils import stack_batch
 
 from mmmobilemamba.checkpoint import CheckpointError
 from mmmobilemamba.engine import common_parser, user_errors_reported
@@ -23,6 +25,15 @@ def test_batch_norms_of_one_value_are_explained():
     told = 'error: A batch norm .*set train_dataloader.batch_size'
     with pytest.raises(SystemExit, match=told), user_errors_reported():
         norm(torch.randn(1, 4, 1, 1))
+
+
+def test_images_of_several_sizes_are_explained():
+    images, samples = [torch.zeros(3, 8, 8), torch.zeros(3, 6, 8)], [SegDataSample(), SegDataSample()]
+    told = 'error: Images of several sizes .*data_preprocessor.size'
+    with pytest.raises(SystemExit, match=told), user_errors_reported():
+        stack_batch(images, samples, size=(6, 6))
+    with pytest.raises(RuntimeError, match='stack expects'), user_errors_reported():
+        torch.stack(images)
 
 
 def test_an_option_without_a_value_is_refused(capsys):

@@ -92,13 +92,13 @@ class TestLoadConfig:
             ('train_cfg.max_epoch', "EpochBasedTrainLoop .* 'max_epochs'"),
             ('optim_wrapper.optimizer.Lr', 'AdamW .* It has lr, betas'),
             ('default_hooks.checkpoint.intervall', "CheckpointHook .* 'interval'"),
-            ('default_hooks.checkpont.interval', "is no hook; did you mean 'checkpoint'"),
+            ('default_hooks.checkpont.interval', "no hook; did you mean 'checkpoint'.* A new one needs"),
             ('val_evaluator.metrics', "CocoMetric .* 'metric'"),
             ('param_scheduler.1.tmax', "CosineAnnealingLR .* 'T_max'"),
         ],
     )
     def test_a_setting_that_does_not_exist_is_refused(self, det_config, name, words):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=f'{name.split(".")[-2]}.*{words}'):
             engine.load_config(str(det_config), {name: 1})
 
     def test_one_in_a_config_file_is_refused(self, det_config):
@@ -226,17 +226,6 @@ class TestTrainingOptions:
     def test_trainings_of_no_length(self, length):
         cfg = simple_config(train_cfg=dict(max_epochs=length))
         with pytest.raises(UserError, match=f'max_epochs is {length!r}; allowed are integers from 1'):
-            engine.add_safeguards(cfg)
-
-    @pytest.mark.parametrize(
-        ('crop', 'fits'), [((512, 512), True), (256, True), ([512, 640], False), (640, False)]
-    )
-    def test_crops_larger_than_what_images_are_padded_to(self, crop, fits):
-        cfg = simple_config('mmseg')
-        cfg.model.data_preprocessor = dict(type='SegDataPreProcessor', size=(512, 512))
-        cfg.train_dataloader.dataset.dataset.pipeline = [dict(type='RandomCrop', crop_size=crop)]
-        name = 'train_dataloader.dataset.dataset.pipeline.0.crop_size'
-        with nullcontext() if fits else pytest.raises(UserError, match=f'{name} is .*, but .*Set both'):
             engine.add_safeguards(cfg)
 
     COCO = dict(type='CocoMetric', metric=['bbox', 'segm'])

@@ -168,8 +168,8 @@ struct Kernels {
   void (*wavelets)(const Wavelets&, long image, long block, float* room);
   void (*wavelets_bfloat16)(const Wavelets&, long image, long block, float* room);
   // Rows row ... last - 1 and panels begin ... end - 1, each of `panel` columns, the last one perhaps of half of
-  // them; `block` rows of a panel at most are computed at once. In bfloat16 for even K, and null where the processor
-  // has no instructions for it.
+  // them; `block` rows of a panel at most are computed at once. In bfloat16 for segments of even length, and null where
+  // the processor has no instructions for it.
   using Panels = void(const Product&, long row, long last, long begin, long end);
   Panels *product, *product_bfloat16;
   long panel, block;

@@ -1,5 +1,6 @@
-// Products of matrices on CPUs by product_kernel.h, but in bfloat16 by oneDNN where the processor has registers for
-// matrices (AMX), and in float32 where it has no instructions for bfloat16. The operator packs weights for them.
+// Products of matrices on CPUs by product_kernel.h. Those in bfloat16 are by oneDNN where the processor has registers
+// for matrices (AMX), and in float32 where it has no instructions for bfloat16 or the number of inputs is odd. The
+// operator packs weights for them.
 
 #include "products.h"
 
@@ -20,7 +21,7 @@ namespace {
 
 namespace blas = at::native::cpublas;
 
-// Of a product in bfloat16: one that the first-level cache holds, and oneDNN is slow for numbers of inputs in between.
+// Of a product by oneDNN: one that the first-level cache holds, and oneDNN is slow for numbers of inputs in between.
 constexpr long kRows = 64, kColumns = 128, kInputs = 32;
 
 bool by_onednn() {
@@ -40,7 +41,7 @@ long padded(long K) { return count(K, kInputs) * kInputs; }
 
 #ifdef BRGEMM
 // One block of rows and columns begin ... end - 1.
-void multiply_bfloat16(const Linear& w, const Product& p, long rows, long begin, long end) {
+void multiply_by_onednn(const Linear& w, const Product& p, long rows, long begin, long end) {
   const long columns = end - begin, K = padded(w.K);
   const at::BFloat16* x = (const at::BFloat16*)p.x;
   long stride = p.x_stride;
@@ -69,7 +70,7 @@ struct Release {
 #else
 struct Release {};
 
-void multiply_bfloat16(const Linear&, const Product&, long, long, long) {}
+void multiply_by_onednn(const Linear&, const Product&, long, long, long) {}
 #endif
 
 // The same in float32, all columns.
@@ -105,10 +106,18 @@ Product completed(const Linear& w, Product p) {
 
 long packed_size(long N, long K) { return count(N, kernels().panel / 2) * (kernels().panel / 2) * K; }
 
-// Numbers of weights in bfloat16, none where the product is one in float32.
-long packed_size_bfloat16(long N, long K) {
-  if (by_onednn()) return N * padded(K);
-  return kernels().product_bfloat16 && K % 2 == 0 ? packed_size(N, K) : 0;
+// Whether product_kernel.h reads weights in bfloat16.
+bool in_pairs(long K) { return kernels().product_bfloat16 && K % 2 == 0; }
+
+bool for_onednn(const at::Tensor& weight) { return weight.dim() == 3; }
+
+bool fits(const at::Tensor& weight, long N, long K) {
+  if (weight.numel() == 0) return false;
+  if (for_onednn(weight))
+    return weight.scalar_type() == at::kBFloat16 && by_onednn()
+           && weight.sizes() == at::IntArrayRef({padded(K) / 2, N, 2});
+  return (weight.scalar_type() == at::kFloat || (weight.scalar_type() == at::kBFloat16 && in_pairs(K)))
+         && weight.sizes() == at::IntArrayRef({packed_size(N, K)});
 }
 
 // Blocks of rows, panel after panel.
@@ -146,13 +155,10 @@ long padded_stride(long K, Bfloat16) { return by_onednn() ? padded(K) : K; }
 
 Linear linear(const at::Tensor& weight, const at::Tensor& bias, long K) {
   const long N = bias.numel();
-  const bool in_bfloat16 = weight.scalar_type() == at::kBFloat16;
   TORCH_CHECK(bias.scalar_type() == at::kFloat && bias.is_contiguous() && weight.is_contiguous(),
               "product: the bias must be contiguous float32, the weights packed");
-  TORCH_CHECK((in_bfloat16 || weight.scalar_type() == at::kFloat) && weight.numel() > 0
-                  && weight.numel() == (in_bfloat16 ? packed_size_bfloat16(N, K) : packed_size(N, K)),
-              "product: the packed weights do not fit to ", K, " inputs and ", N, " outputs");
-  return {weight, bias, K, N, in_bfloat16 && by_onednn()};
+  TORCH_CHECK(fits(weight, N, K), "product: the packed weights do not fit to ", K, " inputs and ", N, " outputs");
+  return {weight, bias, K, N};
 }
 
 void multiply(const Linear& w, Product p, long rows, float) {
@@ -163,7 +169,7 @@ void multiply(const Linear& w, Product p, long rows, float) {
 void multiply(const Linear& w, Product p, long rows, Bfloat16) {
   p = completed(w, p);
   const bool converted = w.weight.scalar_type() == at::kFloat;
-  if (!converted && !w.for_onednn) return multiply_panels(kernels().product_bfloat16, p, rows);
+  if (!converted && !for_onednn(w.weight)) return multiply_panels(kernels().product_bfloat16, p, rows);
   const long threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   const long tiles = count(rows, kRows), share = count(count(w.N, threads), 64) * 64;
   const long columns = converted ? w.N : std::min(kColumns, share), pieces = count(w.N, columns);
@@ -173,7 +179,7 @@ void multiply(const Linear& w, Product p, long rows, Bfloat16) {
     for (int64_t i = begin; i < end; ++i) {
       const long row = i % tiles * kRows, n = std::min(kRows, rows - row), column = i / tiles * columns;
       if (converted) multiply_converted(from_row(p, row), n);
-      else multiply_bfloat16(w, from_row(p, row), n, column, std::min(w.N, column + columns));
+      else multiply_by_onednn(w, from_row(p, row), n, column, std::min(w.N, column + columns));
     }
   });
 }
@@ -184,14 +190,15 @@ namespace {
 at::Tensor pack_weights(const at::Tensor& weight) {
   TORCH_CHECK(weight.dim() == 2, "product: expected weights (N, K), given are ", weight.dim(), " dimensions");
   const long N = weight.size(0), K = weight.size(1);
-  const bool in_bfloat16 = weight.scalar_type() == at::kBFloat16 && packed_size_bfloat16(N, K);
-  if (in_bfloat16 && by_onednn()) {  // (K/2, N, 2)
+  const bool bfloat16 = weight.scalar_type() == at::kBFloat16;
+  if (bfloat16 && by_onednn()) {  // (K/2, N, 2)
     const at::Tensor wide = at::constant_pad_nd(weight, {0, padded(K) - K});
     return wide.view({N, -1, 2}).transpose(0, 1).contiguous();
   }
-  const at::Tensor from = weight.to(in_bfloat16 ? at::kBFloat16 : at::kFloat).contiguous();
+  const bool pairs = bfloat16 && in_pairs(K);
+  const at::Tensor from = weight.to(pairs ? at::kBFloat16 : at::kFloat).contiguous();
   const at::Tensor packed = at::empty({packed_size(N, K)}, from.options());
-  const auto pack = in_bfloat16 ? kernels().pack_product_bfloat16 : kernels().pack_product;
+  const auto pack = pairs ? kernels().pack_product_bfloat16 : kernels().pack_product;
   pack(from.const_data_ptr(), N, K, packed.mutable_data_ptr());
   return packed;
 }

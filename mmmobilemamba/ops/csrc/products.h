@@ -16,7 +16,6 @@
 struct Linear {
   at::Tensor weight, bias;
   long K, N;
-  bool for_onednn;
 };
 
 // Packed `weight` and float32 `bias` (N) of a product with K inputs.
