@@ -128,7 +128,7 @@ def check_settings(cfg: Config) -> None:
 
 
 def _similar(name: str, names: Iterable[str]) -> str:
-    similar = get_close_matches(name, names)
+    similar = get_close_matches(str(name), names)
     return f'; did you mean {" or ".join(map(repr, similar))}?' if similar else '.'
 
 
