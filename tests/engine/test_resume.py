@@ -109,7 +109,10 @@ def one_thread(set_num_threads):
 
 # Two batches an epoch. Half of the pictures are flipped, in workers of their own.
 DETECTION = """
-model = dict(backbone=dict(drop_path_rate=0.2))
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, widths=[32, 48, 64], depths=[1, 1, 1]), drop_path_rate=0.2),
+    neck=dict(in_channels=[32, 48, 64]),
+)
 train_dataloader = dict(batch_size=2, num_workers=2, persistent_workers=True)
 train_cfg = dict(max_epochs=3)
 default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=2))

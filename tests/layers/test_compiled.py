@@ -43,7 +43,7 @@ def called(module: CompiledModule, x: torch.Tensor) -> bool:
     return any(e.name in ('mmmobilemamba::block', 'mmmobilemamba::downsample') for e in profiler.events())
 
 
-@pytest.mark.parametrize('arch', [SMALL, dict(SMALL, d_state=3, kernel_sizes=[3, 3, 5]), 't2', 'b1'])
+@pytest.mark.parametrize('arch', [SMALL, dict(SMALL, d_state=3, kernel_sizes=[3, 3, 5]), 'b1'])
 @pytest.mark.kernels
 def test_float32(arch):
     for module in folded(arch):
@@ -90,7 +90,7 @@ def test_odd_channels_in_bfloat16():
 @pytest.mark.kernels
 def test_several_threads_give_the_same(dtype, set_num_threads):
     # Few pixels, which share out the columns of the products, and many, which are shared out.
-    for module in folded('t2', dtype):
+    for module in folded('t2', dtype)[:3]:
         for size in (3, 24):
             x, results = torch.randn(2, channels(module), size, size).to(dtype), []
             for count in (1, 2, 5):
@@ -314,7 +314,7 @@ def test_other_instruction_sets(capability):
     """The numbers of all operators, by the kernels for other processors."""
     command = (sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider')
     run = subprocess.run(
-        # The layers of b1 are those of t2, only wider.
+        # The layers of b1 are the same, only wider.
         [*command, '-m', 'kernels', '-k', 'not b1', 'tests/layers', 'tests/ops'],
         cwd=REPOSITORY,
         env=dict(os.environ, ATEN_CPU_CAPABILITY=capability, OMP_NUM_THREADS='1'),

@@ -78,18 +78,20 @@ def losses_and_gradients(model: nn.Module, batch: dict[str, list]) -> tuple[Tens
     return loss.detach(), {name: p.grad for name, p in inner.named_parameters() if p.requires_grad}
 
 
-def compare(cfg: Config) -> tuple[float, float, dict[str, float]]:
+def compare(cfg: Config) -> tuple[float, float, dict[str, float]] | None:
     """The loss of two processes with two images each and that of one process with all four, and how far
-    the gradient of each parameter differs, in relation to its largest entry."""
-    batch = make_batch(cfg.default_scope)
-    loss_of_all, expected = losses_and_gradients(build(cfg), batch)
+    the gradient of each parameter differs, in relation to its largest entry; in the first process."""
+    batch, rank = make_batch(cfg.default_scope), torch.distributed.get_rank()
+    if rank == 0:
+        loss_of_all, expected = losses_and_gradients(build(cfg), batch)
     model = MODEL_WRAPPERS.build(dict(cfg.model_wrapper_cfg, module=build(cfg)))
-    rank = torch.distributed.get_rank()
     own = {key: values[2 * rank : 2 * rank + 2] for key, values in batch.items()}
     # A parameter without a gradient is noticed in the step after.
     for _ in range(2):
         loss, gradients = losses_and_gradients(model, own)
     torch.distributed.all_reduce(loss)
+    if rank > 0:
+        return None
     # Gradients that are zero but for rounding, as of a bias before a softmax, are measured by the largest.
     negligible = 1e-9 * max(gradient.abs().max() for gradient in expected.values())
     differences = {
