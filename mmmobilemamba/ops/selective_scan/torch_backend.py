@@ -362,8 +362,8 @@ def _backward(
 def _softplus_(x: Tensor, e: Tensor, w: Tensor) -> None:
     """F.softplus in place; e and w, laid out as x is, are overwritten.
 
-    On CPUs without log1p, which takes up to six times as long where PyTorch's library lies unfavourably in
-    memory, as it may after an installation: log(1 + e) is log(w) + (e - (w - 1)) / w, where w is 1 + e rounded.
+    On CPUs without log1p, which took up to six times as long, on an AMD EPYC, until the file of PyTorch's
+    library was read anew: log(1 + e) is log(w) + (e - (w - 1)) / w, where w is 1 + e rounded.
     """
     if x.device.type != 'cpu':
         torch.logaddexp(x, x.new_zeros(()), out=x)

@@ -1,5 +1,7 @@
 """What only the vectorised PyTorch backend promises: derivatives in float64, and few steps."""
 
+import math
+
 import pytest
 import torch
 from scan_cases import Case, check_against_reference
@@ -95,3 +97,13 @@ def test_operators(directions, vectors):
     opcheck(torch_backend.scan, (*arguments, True))
     plain = [None if x is None else x.detach() for x in arguments]
     opcheck(torch_backend._backward_op, (torch.randn(u.shape), *plain, True))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_softplus(dtype):
+    x = torch.cat([torch.linspace(-80, 80, 1001), torch.tensor([math.inf, -math.inf, math.nan, 0.0, 1e30])])
+    y = x.to(dtype)
+    torch_backend._softplus_(y, torch.empty_like(y), torch.empty_like(y))
+    expected = torch.logaddexp(x.double(), torch.zeros((), dtype=torch.float64)).to(dtype)
+    # Of the exponent, rounding loses so much that far below zero, where the results are next to nothing.
+    torch.testing.assert_close(y, expected, rtol=64 * torch.finfo(dtype).eps, atol=0, equal_nan=True)
