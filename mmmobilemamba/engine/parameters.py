@@ -91,8 +91,7 @@ class Part:
         if type_name(self.settings) != 'Albu':
             typed = 'type' in self.settings
             other = typed and not any(c.__module__.split('.')[0] in PACKAGES for c in self.built())
-            scope = self.settings.get('_scope_', self.scope)
-            yield from _parts(self.settings, self.place, scope, self.in_other_code or other)
+            yield from _parts(self.settings, self.place, self.scope, self.in_other_code or other)
 
 
 def parts(cfg: Config) -> Iterator[Part]:
@@ -106,8 +105,7 @@ def _parts(node: Any, place: tuple[str, ...], scope: str | None, in_other_code: 
     for name, value in node.items() if isinstance(node, dict) else enumerate(node):
         below = (*place, str(name))
         if isinstance(value, dict):
-            scope_of_part = value.get('_scope_', scope)
-            yield from Part(below, value, scope_of_part, in_other_code).inside()
+            yield from Part(below, value, value.get('_scope_', scope), in_other_code).inside()
         elif isinstance(value, list | tuple):
             yield from _parts(value, below, scope, in_other_code)
 

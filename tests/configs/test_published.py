@@ -126,12 +126,17 @@ def test_settings_are_the_published_ones(published):
         assert model.decode_head.norm_cfg['type'] == 'SyncBN'
 
 
+SIZE = (96, 128)  # of pictures
+
+
 @pytest.fixture(scope='module', params=CASES, ids=lambda case: case.name)
 def small(request):
     """The config switched to T2 as --arch does."""
     torch.manual_seed(0)
     cfg = load_config(str(request.param.file), arch='t2')
     cfg.model.backbone.norm_eval = False
+    if cfg.default_scope == 'mmseg':  # or it would pad to 512x512
+        cfg.model.data_preprocessor.size = SIZE
     # As the runner does for a single process.
     return cfg, revert_sync_batchnorm(build(cfg))
 
@@ -160,10 +165,9 @@ def sample(cfg, size):
 
 def test_one_training_step_and_one_prediction(small):
     cfg, model = small
-    size = (96, 128)
     data = dict(
-        inputs=[torch.randint(0, 256, (3, *size), dtype=torch.uint8) for _ in range(2)],
-        data_samples=[sample(cfg, size) for _ in range(2)],
+        inputs=[torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8) for _ in range(2)],
+        data_samples=[sample(cfg, SIZE) for _ in range(2)],
     )
     model.train()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -182,7 +186,7 @@ def test_one_training_step_and_one_prediction(small):
     with torch.no_grad():
         (result, _) = model.test_step(data)
     if cfg.default_scope == 'mmseg':
-        assert result.pred_sem_seg.shape == size
+        assert result.pred_sem_seg.shape == SIZE
     else:
         assert torch.isfinite(result.pred_instances.bboxes).all()
         assert ('masks' in result.pred_instances) == ('mask' in str(cfg.filename))
