@@ -3,9 +3,10 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -76,6 +77,7 @@ class Part:
     scope: str | None
     in_other_code: bool = False
 
+    @cached_property
     def built(self) -> tuple[type, ...]:
         """The class of its type, or those that it may be of where it needs none."""
         kind = self.settings.get('type')
@@ -90,7 +92,7 @@ class Part:
         # Albumentations' transforms have names that others have too.
         if type_name(self.settings) != 'Albu':
             typed = 'type' in self.settings
-            other = typed and not any(c.__module__.split('.')[0] in PACKAGES for c in self.built())
+            other = typed and not any(c.__module__.split('.')[0] in PACKAGES for c in self.built)
             yield from _parts(self.settings, self.place, self.scope, self.in_other_code or other)
 
 
@@ -132,15 +134,16 @@ class Parameters:
 
 def parameters_of(part: Part) -> Parameters | None:
     """Settings that a part of a config can have; None if it is unknown what is built of it."""
-    built = part.built()
+    if not part.built:
+        return None
     try:
-        return _parameters(part, built) if built else None
+        return _parameters(part)
     except (TypeError, ValueError):  # Compiled code has no signature.
         return None
 
 
-def _parameters(part: Part, built: Sequence[type]) -> Parameters:
-    place = part.place
+def _parameters(part: Part) -> Parameters:
+    place, built = part.place, part.built
     functions = [function for each in built for function in _functions(each)]
     names = dict.fromkeys(
         name

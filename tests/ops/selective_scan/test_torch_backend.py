@@ -105,5 +105,5 @@ def test_softplus(dtype):
     y = x.to(dtype, copy=True)
     torch_backend._softplus_(y, torch.empty_like(y), torch.empty_like(y))
     expected = torch.logaddexp(x.double(), torch.zeros((), dtype=torch.float64)).to(dtype)
-    # Of the exponent, rounding loses so much that far below zero, where the results are next to nothing.
+    # The rounding of the exponent costs this much far below zero, where the results are next to nothing.
     torch.testing.assert_close(y, expected, rtol=64 * torch.finfo(dtype).eps, atol=0, equal_nan=True)
